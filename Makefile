@@ -1,0 +1,64 @@
+# One command a chore. `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The checkout never comes before the installed packages on the module path.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo up test check format proto train-tiny clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.local ## Make .venv with all that the platform needs to run
+
+$(VENV)/.local: pyproject.toml scripts/install_torch.sh
+	@command -v $(PYTHON) >/dev/null || { echo "memfold needs Python 3.11 or later as $(PYTHON)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch ..."
+	@scripts/install_torch.sh $(BIN)/python
+	@echo "Installing memfold ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[local]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.local
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "Installing the developers' tools ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.local ## Show the main job: a conversation in, answers from its memory out
+	@$(BIN)/memfold demo $(ARGS)
+
+up: $(VENV)/.local ## Run the platform here until ctrl-C; BACKBONE= and ADAPTER= serve another model
+	@$(BIN)/memfold up $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(ARGS)
+
+test: $(VENV)/.test ## Run the tests
+	@$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev ## Lint, types, import rules, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/python scripts/generate_proto.py --check
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev ## Generate the code of the protos
+	$(BIN)/python scripts/generate_proto.py
+
+train-tiny: $(VENV)/.test ## Train models/memfold-tiny anew
+	$(BIN)/python -m memfold_training.tiny $(ARGS)
+
+clean: ## Remove what the other commands made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

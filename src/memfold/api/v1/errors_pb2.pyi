@@ -1,0 +1,58 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED_REQUEST: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_FIELD: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_PAGE_TOKEN: _ClassVar[ErrorReason]
+    ERROR_REASON_PROMPT_TOO_LONG: _ClassVar[ErrorReason]
+    ERROR_REASON_API_KEY_INVALID: _ClassVar[ErrorReason]
+    ERROR_REASON_TENANT_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_MEMORY_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_MEMORY_ALREADY_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_TURN_ID_CONFLICT: _ClassVar[ErrorReason]
+    ERROR_REASON_REVISION_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_REVISION_FOREIGN: _ClassVar[ErrorReason]
+    ERROR_REASON_REVISION_AHEAD_OF_LOG: _ClassVar[ErrorReason]
+    ERROR_REASON_BACKLOG_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_DURABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_LOADING: _ClassVar[ErrorReason]
+    ERROR_REASON_READER_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+    ERROR_REASON_SHUTTING_DOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_STATE_DAMAGED: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_METHOD: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason
+ERROR_REASON_INVALID_FIELD: ErrorReason
+ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason
+ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
+ERROR_REASON_API_KEY_INVALID: ErrorReason
+ERROR_REASON_TENANT_MISMATCH: ErrorReason
+ERROR_REASON_MEMORY_NOT_FOUND: ErrorReason
+ERROR_REASON_MEMORY_ALREADY_EXISTS: ErrorReason
+ERROR_REASON_TURN_ID_CONFLICT: ErrorReason
+ERROR_REASON_REVISION_MISMATCH: ErrorReason
+ERROR_REASON_REVISION_FOREIGN: ErrorReason
+ERROR_REASON_REVISION_AHEAD_OF_LOG: ErrorReason
+ERROR_REASON_BACKLOG_FULL: ErrorReason
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_NOT_DURABLE: ErrorReason
+ERROR_REASON_MODEL_LOADING: ErrorReason
+ERROR_REASON_READER_UNAVAILABLE: ErrorReason
+ERROR_REASON_MODEL_MISMATCH: ErrorReason
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
+ERROR_REASON_CANCELLED: ErrorReason
+ERROR_REASON_SHUTTING_DOWN: ErrorReason
+ERROR_REASON_STATE_DAMAGED: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_UNKNOWN_METHOD: ErrorReason
