@@ -1,0 +1,111 @@
+"""The state is a function of the turns: how they were cut into calls and batches must not show."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memfold_osam import OsamState
+from memfold_osam.fold import Folder, FoldJob
+from memfold_osam.serving import ServedModel
+from memfold_osam.turns import Message
+from torch import Tensor
+
+LIMIT = 1e-5
+
+
+def conversation(seed: int, turns: int, longest: int = 90) -> list[Message]:
+    rng = random.Random(seed)
+    roles = ("user", "assistant", "system", "tool")
+    return [
+        Message(rng.choice(roles), "".join(rng.choices("abc déf<|end|>", k=rng.randint(1, longest))), rng.choice(["", "Ann"]))
+        for _ in range(turns)
+    ]
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def plain_loop(served: ServedModel, messages: list[Message]) -> Tensor:
+    """The fold as the design says it, one token at a time, nothing shared with ``Folder``."""
+    state = served.memory.init_state(1)
+    used, cache, size = 0, None, served.block_tokens
+    for message in messages:
+        tokens = served.turns.encode(message)
+        if used and len(tokens) > size - used:
+            used, cache = 0, None
+        for token in tokens:
+            if used == size:
+                used, cache = 0, None
+            with torch.no_grad(), served.memory.bind(state):
+                cache = served.model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).past_key_values
+            used += 1
+    return state.tensor[:, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fold_is_the_plain_loop_over_tokens(served: ServedModel, seed: int) -> None:
+    messages = conversation(seed, 6)
+    (result,) = Folder(served).fold([FoldJob(None, 0, messages)])
+    assert distance(result.state, plain_loop(served, messages)) < LIMIT
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 11), max_size=5))
+def test_turns_in_any_grouping_give_one_state(served: ServedModel, seed: int, cuts: list[int]) -> None:
+    messages = conversation(seed, 12, longest=150)
+    folder = Folder(served)
+    (whole,) = folder.fold([FoldJob(None, 0, messages)])
+    anchor, offset, first = None, 0, 0
+    for until in [*sorted(set(cuts)), 12]:
+        (result,) = folder.fold([FoldJob(anchor, offset, messages[first:until])])
+        if result.anchor is not None:
+            anchor, offset, first = result.anchor, result.anchor_offset, first + result.anchor_index
+    assert distance(result.state, whole.state) < LIMIT
+    assert (first, offset) == (whole.anchor_index, whole.anchor_offset)
+
+
+def test_memories_that_share_a_batch_do_not_touch_each_other(served: ServedModel) -> None:
+    talks = [conversation(seed, 1 + seed % 5) for seed in range(9)]
+    together = Folder(served, batch_tokens=300).fold([FoldJob(None, 0, t) for t in talks])
+    for talk, result in zip(talks, together, strict=True):
+        (alone,) = Folder(served).fold([FoldJob(None, 0, talk)])
+        assert distance(result.state, alone.state) < LIMIT
+        assert (result.anchor_index, result.anchor_offset) == (alone.anchor_index, alone.anchor_offset)
+
+
+def test_a_turn_larger_than_a_block_is_split(served: ServedModel) -> None:
+    big = Message("user", "x" * (3 * served.block_tokens))
+    (result,) = Folder(served).fold([FoldJob(None, 0, [Message("user", "hi"), big])])
+    assert result.anchor_index == 1
+    assert result.anchor_offset == 3 * served.block_tokens
+    assert result.tokens == len(served.turns.encode(big)) + len(served.turns.encode(Message("user", "hi")))
+
+
+def test_nothing_to_fold_leaves_the_anchor(served: ServedModel) -> None:
+    anchor = torch.randn(served.state_shape)
+    (result,) = Folder(served).fold([FoldJob(anchor, 0, [])])
+    assert torch.equal(result.state, anchor)
+    assert result.tokens == 0
+
+
+def test_a_state_that_is_not_finite_is_an_error(served: ServedModel) -> None:
+    broken = torch.full(served.state_shape, float("nan"))
+    with pytest.raises(FloatingPointError):
+        Folder(served).fold([FoldJob(broken, 0, [Message("user", "hi")])])
+
+
+def test_bos_is_attended_but_neither_reads_nor_writes(served: ServedModel) -> None:
+    state = OsamState(torch.randn(served.state_shape).unsqueeze(1))
+    before = state.tensor.clone()
+    mask = torch.tensor([[False]])
+    with torch.no_grad(), served.memory.bind(state, token_mask=mask):
+        steered = served.model(torch.tensor([[5]])).logits
+    with torch.no_grad():
+        frozen = served.model(torch.tensor([[5]])).logits
+    assert torch.equal(state.tensor, before)
+    assert torch.equal(steered, frozen)
