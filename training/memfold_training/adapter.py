@@ -15,6 +15,8 @@ from memfold_training.episodes import MemoryBatches, Phase, TurnEncoder
 
 # What the question gives away is worth little: the prompt's own context teaches it.
 TEMPLATE_WEIGHT = 0.2
+# Whether there is an answer at all.
+DECISION_WEIGHT = 0.5
 
 
 class WriteThenRead(nn.Module):
@@ -49,7 +51,8 @@ class WriteThenRead(nn.Module):
         context_mask: Tensor,
         input_ids: Tensor,
         replies: Tensor,
-        decisive: Tensor,
+        recalled: Tensor,
+        decided: Tensor,
         owner: Tensor,
     ) -> dict[str, Tensor]:
         """The loss of a batch of ``MemoryBatches``."""
@@ -57,7 +60,7 @@ class WriteThenRead(nn.Module):
         logits = self.read(states[:, owner], input_ids)[:, :-1]
         losses = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
         losses = losses.view(logits.shape[:2])
-        recall = losses[decisive[:, 1:]].mean()
+        recall = losses[recalled[:, 1:]].mean() + DECISION_WEIGHT * losses[decided[:, 1:]].mean()
         return {"loss": recall + TEMPLATE_WEIGHT * losses[replies[:, 1:]].mean(), "recall": recall.detach()}
 
 

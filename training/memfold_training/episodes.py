@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from memfold.persona import Dialogue, Line, Question, generate
+from memfold.persona import UNKNOWN_ANSWER, Dialogue, Line, Question, generate
 
 IGNORED = -100
 
@@ -73,8 +73,8 @@ class TurnEncoder:
         prompt = self.turn("user", question.text) + self.opening("assistant")
         return prompt, [*self.tokenizer.encode(question.answer, add_special_tokens=False), self.end]
 
-    def decisive(self, question: Question, reply: list[int]) -> list[int]:
-        """1 for the tokens of a reply that only memory can tell, 0 for those that the question gives away."""
+    def recalled(self, question: Question, reply: list[int]) -> list[int]:
+        """1 for the tokens of a reply that hold what is asked for: the value, or all of an admission of ignorance."""
         if question.value is None:
             return [1] * len(reply)
         value = self.tokenizer.encode(" " + question.value, add_special_tokens=False)
@@ -82,6 +82,12 @@ class TurnEncoder:
             if reply[start : start + len(value)] == value:
                 return [int(start <= i < start + len(value)) for i in range(len(reply))]
         raise ValueError(f"{question.answer!r} does not hold {question.value!r} as tokens of its own")
+
+    def decided(self, reply: list[int]) -> list[int]:
+        """1 for the first tokens of a reply, up to where an answer and an admission of ignorance part ways."""
+        unknown = self.tokenizer.encode(UNKNOWN_ANSWER, add_special_tokens=False)
+        same = next((i for i, (x, y) in enumerate(zip(reply, unknown, strict=False)) if x != y), 1)
+        return [int(i <= same) for i in range(len(reply))]
 
 
 def pad(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -111,22 +117,24 @@ class ContextBatches(Batches):
     """Dialogue, questions and answers in one sequence: teaches the backbone to answer from context."""
 
     def batch(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
-        """``input_ids``, ``labels`` and ``decisive``, (rows, length) each."""
-        ids, labels, answers = [], [], []
+        """``input_ids``, ``labels``, ``recalled`` and ``decided``, (rows, length) each."""
+        ids, recalled, decided = [], [], []
         for dialogue in dialogues:
             row = self.encoder.lines(dialogue.lines)
-            mask = [0] * len(row)
+            values, decisions = [0] * len(row), [0] * len(row)
             for question in dialogue.questions:
                 prompt, reply = self.encoder.question(question)
                 row += prompt + reply
-                mask += [0] * len(prompt) + self.encoder.decisive(question, reply)
+                values += [0] * len(prompt) + self.encoder.recalled(question, reply)
+                decisions += [0] * len(prompt) + self.encoder.decided(reply)
             ids.append(row)
-            labels.append(row)
-            answers.append(mask)
+            recalled.append(values)
+            decided.append(decisions)
         return {
             "input_ids": pad(ids, self.encoder.end),
-            "labels": pad(labels, IGNORED),
-            "decisive": pad(answers, 0).bool(),
+            "labels": pad(ids, IGNORED),
+            "recalled": pad(recalled, 0).bool(),
+            "decided": pad(decided, 0).bool(),
         }
 
 
@@ -135,20 +143,22 @@ class MemoryBatches(Batches):
 
     def batch(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         """``context_ids`` and ``context_mask`` by dialogue, the rest by question; ``owner`` joins them."""
-        context, asked, replies, decisive, owner = [], [], [], [], []
+        context, asked, replies, recalled, decided, owner = [], [], [], [], [], []
         for i, dialogue in enumerate(dialogues):
             context.append(self.encoder.lines(dialogue.lines))
             for question in dialogue.questions:
                 prompt, reply = self.encoder.question(question)
                 asked.append(prompt + reply)
                 replies.append([0] * len(prompt) + [1] * len(reply))
-                decisive.append([0] * len(prompt) + self.encoder.decisive(question, reply))
+                recalled.append([0] * len(prompt) + self.encoder.recalled(question, reply))
+                decided.append([0] * len(prompt) + self.encoder.decided(reply))
                 owner.append(i)
         return {
             "context_ids": pad(context, self.encoder.end),
             "context_mask": pad([[1] * len(c) for c in context], 0).bool(),
             "input_ids": pad(asked, self.encoder.end),
             "replies": pad(replies, 0).bool(),
-            "decisive": pad(decisive, 0).bool(),
+            "recalled": pad(recalled, 0).bool(),
+            "decided": pad(decided, 0).bool(),
             "owner": torch.tensor(owner),
         }

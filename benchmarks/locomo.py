@@ -1,0 +1,111 @@
+"""Stream the LoCoMo conversations through a running platform, and account for every revision.
+
+    memfold up                                        # in another terminal
+    python benchmarks/locomo.py path/to/locomo10.json # the data set's own file (CC BY-NC, not part of this repository)
+
+All conversations go in interleaved on one stream, with their speakers' names and dates. Afterwards every
+turn is read back and compared, and every memory must be folded to its last revision. Prints one JSON object; the
+exit code is 1 if anything is missing, doubled, out of order or changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from memfold.client import Memfold, Role, Turn
+from memfold.local.connection import Connection
+from memfold.local.paths import DataDir, default_data_dir
+
+
+def conversation(sample: dict[str, Any]) -> list[Turn]:
+    """One conversation's turns; the first speaker is the user, the second the assistant, both by name."""
+    talk = sample["conversation"]
+    roles = {talk["speaker_a"]: Role.USER, talk["speaker_b"]: Role.ASSISTANT}
+    sessions = sorted((k for k, v in talk.items() if isinstance(v, list)), key=lambda k: int(k.rsplit("_", 1)[1]))
+    return [
+        Turn(
+            id=said["dia_id"],
+            role=roles[said["speaker"]],
+            content=said["text"],
+            speaker=said["speaker"],
+            metadata={"date": talk[f"{session}_date_time"]},
+        )
+        for session in sessions
+        for said in talk[session]
+    ]
+
+
+def interleaved(talks: dict[str, list[Turn]]) -> Iterator[tuple[str, Turn]]:
+    """A turn of each memory, again and again."""
+    for row in zip_longest(*([(name, turn) for turn in turns] for name, turns in talks.items())):
+        yield from (pair for pair in row if pair is not None)
+
+
+def stream(memfold: Memfold, talks: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Send everything, wait for the folds, read everything back."""
+    sent: dict[tuple[str, str], float] = {}
+
+    def clocked() -> Iterator[tuple[str, Turn]]:
+        for name, turn in interleaved(talks):
+            sent[name, turn.id] = time.perf_counter()
+            yield name, turn
+
+    started = time.perf_counter()
+    acks, wrong = [], []
+    for ack in memfold.stream(clocked(), create=True):
+        name = ack.memory.rsplit("/", 1)[1]
+        acks.append(time.perf_counter() - sent[name, ack.id])
+        if ack.error is not None:
+            wrong.append(f"{name} {ack.id}: {ack.error}")
+    appended = time.perf_counter()
+    for name, turns in talks.items():
+        folded = memfold.wait(name, timeout_s=1800)
+        memory = memfold.get_memory(name)
+        if not folded.sequence == memory.revision.sequence == memory.applied == len(turns):
+            wrong.append(f"{name}: {len(turns)} turns, log at {memory.head}, folded to {memory.applied}")
+        if memfold.state(name).revision != memory.revision:
+            wrong.append(f"{name}: the state is not that of the last revision")
+    finished = time.perf_counter()
+    for name, turns in talks.items():
+        for number, (stored, said) in enumerate(zip_longest(memfold.turns(name), turns), 1):
+            if stored is None or said is None or (stored.sequence, stored.to_bytes()) != (number, said.to_bytes()):
+                wrong.append(f"{name}: turn {number} is not what was sent")
+    return {
+        "memories": len(talks),
+        "turns": sum(map(len, talks.values())),
+        "acknowledged": len(acks),
+        "wrong": wrong,
+        "ack_ms_p50": round(1000 * statistics.median(acks), 2),
+        "append_s": round(appended - started, 1),
+        "folded_s": round(finished - started, 1),
+        "turns_per_s": round(len(acks) / (finished - started), 1),
+    }
+
+
+def main() -> int:
+    """Stream the file named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="locomo10.json")
+    parser.add_argument("--data-dir", type=Path, help="of the platform, if not the usual one")
+    parser.add_argument("--sessions", type=int, default=0, help="only so many conversations")
+    arguments = parser.parse_args()
+    samples = json.loads(arguments.file.read_text())[: arguments.sessions or None]
+    connection = Connection.read(DataDir(arguments.data_dir or default_data_dir()))
+    run = f"locomo-{int(time.time())}"
+    talks = {f"{run}-{sample['sample_id']}": conversation(sample) for sample in samples}
+    with Memfold(connection.target, connection.api_key) as memfold:
+        facts = stream(memfold, talks)
+    print(json.dumps(facts))
+    return 1 if facts["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
