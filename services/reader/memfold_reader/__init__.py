@@ -1,0 +1,1 @@
+"""The reader: answers from a memory's state, token by token."""

@@ -1,0 +1,31 @@
+"""What the environment says; the only place that reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The reader's settings, each from ``MEMFOLD_`` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="MEMFOLD_", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    listen: str = "0.0.0.0:50052"
+    reflection: bool = False
+    grace_s: Annotated[float, Field(ge=0)] = 20
+    ready_file: str = ""
+
+    backbone: str = ""
+    adapter: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+
+    max_active: Annotated[int, Field(gt=0)] = 32
+    """Requests that take turns on the device, each with a KV cache; more wait."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
