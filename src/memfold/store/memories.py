@@ -1,0 +1,171 @@
+"""Memories as things: created, described, listed, changed, deleted."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memfold.api.errors import MemoryExistsError, MemoryNotFoundError
+from memfold.api.values import Memory, MemoryName, Revision
+from memfold.store import keys
+from memfold.store.models import Models
+from memfold.store.server import Call
+
+
+class Memories(Models):
+    """The memories of every tenant."""
+
+    async def create_memory(
+        self, name: MemoryName, *, display_name: str = "", labels: Mapping[str, str] | None = None, request_id: str = ""
+    ) -> Memory:
+        """Create an empty memory, folded with the default model. The same ``request_id`` again: the same answer.
+
+        Raises:
+            MemoryExistsError: there is one of this name, made by another request.
+            ModelLoadingError: no model has been registered yet.
+        """
+        fingerprint = (await self.default_model()).fingerprint
+        incarnation = new_incarnation()
+        await self._index(name, incarnation)
+
+        def args(chosen: str) -> tuple[str, ...]:
+            return chosen, incarnation, request_id, display_name, json.dumps(dict(labels or {}))
+
+        reply = await self._on_memory("create", name, args, durable=True, guess=fingerprint)
+        memory = memory_of(name, reply[1]) if reply[0] == b"OK" else None
+        if memory is None or memory.incarnation != incarnation:
+            await self._unindex(name, incarnation)
+        if memory is None:
+            raise MemoryExistsError(f"{name} exists", facts={"memory": str(name)})
+        return memory
+
+    async def get_memory(self, name: MemoryName) -> Memory:
+        """Describe a memory.
+
+        Raises:
+            MemoryNotFoundError: there is none.
+        """
+        reply = await self._on_memory("get", name, lambda fingerprint: (fingerprint,))
+        return memory_of(name, reply[1])
+
+    async def list_memories(self, tenant: str, *, after: str = "", limit: int = 50) -> list[Memory]:
+        """At most ``limit`` memories of a tenant, by memory id, strictly behind the id ``after``."""
+        found: list[Memory] = []
+        start = f"({after}\1" if after else "-"
+        while len(found) < limit:
+            count = limit - len(found)
+            entries = await self._server.command(
+                "ZRANGEBYLEX", keys.tenant_index(tenant), start, "+", "LIMIT", 0, count
+            )
+            found += await self._describe(tenant, entries)
+            if len(entries) < count:
+                break
+            start = "(" + entries[-1].decode()
+        return found
+
+    async def update_memory(
+        self,
+        name: MemoryName,
+        *,
+        display_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        expected: Revision | None = None,
+    ) -> Memory:
+        """Change what is given; None leaves a field as it is.
+
+        Raises:
+            MemoryNotFoundError: there is no such memory.
+            RevisionMismatchError: the log is not at ``expected``.
+        """
+        changes: list[str] = []
+        if display_name is not None:
+            changes += ["display_name", display_name]
+        if labels is not None:
+            changes += ["labels", json.dumps(dict(labels))]
+        reply = await self._on_memory(
+            "update", name, lambda fingerprint: (fingerprint, token(expected), *changes), durable=True
+        )
+        return memory_of(name, reply[1])
+
+    async def delete_memory(self, name: MemoryName, *, expected: Revision | None = None) -> Revision:
+        """Delete a memory, its log, its state and its ids at once; folds in flight lose. Returns the log's last revision.
+
+        Raises:
+            MemoryNotFoundError: there is no such memory.
+            RevisionMismatchError: the log is not at ``expected``.
+        """
+        memory = await self.get_memory(name)
+        channel = keys.moved_channel(name.partition)
+
+        def args(fingerprint: str) -> tuple[str, ...]:
+            return fingerprint, memory.incarnation, token(expected), keys.member(name), channel
+
+        try:
+            reply = await self._on_memory("delete", name, args, durable=True)
+            last = Revision(memory.incarnation, int(reply[2]))
+        except MemoryNotFoundError:
+            # It was there a moment ago: an earlier run of this very script, or another caller, has deleted it.
+            last = memory.revision
+        await self._unindex(name, memory.incarnation)
+        return last
+
+    async def _describe(self, tenant: str, entries: Sequence[bytes]) -> list[Memory]:
+        """The memories behind index entries; entries that outlived or preceded their memory are passed over."""
+        pairs = [entry.decode().split("\0") for entry in entries]
+        names = [MemoryName(tenant, memory) for memory, _ in pairs]
+        replies = await self._describe_each(names)
+        memories = [memory_of(name, reply[1]) for name, reply in zip(names, replies, strict=True) if reply[0] == b"OK"]
+        wanted = {(memory, incarnation) for memory, incarnation in pairs}
+        return [memory for memory in memories if (memory.name.memory, memory.incarnation) in wanted]
+
+    async def _describe_each(self, names: Sequence[MemoryName]) -> list[Any]:
+        replies: list[Any] = await self._server.run_each(
+            "get", [Call(self._keys(name), (self._guess(name),)) for name in names]
+        )
+        wrong = [at for at, reply in enumerate(replies) if reply[0] == b"FINGERPRINT"]
+        for at in wrong:
+            self._learn(names[at], replies[at][1].decode())
+        if wrong:
+            again = await self._describe_each([names[at] for at in wrong])
+            for at, reply in zip(wrong, again, strict=True):
+                replies[at] = reply
+        return replies
+
+    async def _index(self, name: MemoryName, incarnation: str) -> None:
+        """Entered before the memory exists: a list may know too much, never too little."""
+        await self._server.command("ZADD", keys.tenant_index(name.tenant), 0, keys.index_entry(name, incarnation))
+
+    async def _unindex(self, name: MemoryName, incarnation: str) -> None:
+        await self._server.command("ZREM", keys.tenant_index(name.tenant), keys.index_entry(name, incarnation))
+
+
+def new_incarnation() -> str:
+    """Random, never a counter: a counter could come round to a value that an old fold still holds."""
+    return secrets.token_hex(6)
+
+
+def token(revision: Revision | None) -> str:
+    """A revision as scripts take it."""
+    return "" if revision is None else str(revision)
+
+
+def memory_of(name: MemoryName, described: Sequence[Any]) -> Memory:
+    """Read what ``describe`` in the scripts wrote."""
+    flat, applied, state_bytes = described
+    meta = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
+    return Memory(
+        name=name,
+        incarnation=meta["incarnation"],
+        display_name=meta["display_name"],
+        labels=json.loads(meta["labels"]),
+        create_ms=int(meta["create_ms"]),
+        update_ms=int(meta["update_ms"]),
+        head=int(meta["head"]),
+        applied=int(applied),
+        turn_count=int(meta["count"]),
+        log_bytes=int(meta["bytes"]),
+        state_bytes=int(state_bytes),
+        fingerprint=meta["fingerprint"],
+    )

@@ -1,0 +1,44 @@
+"""Which models fold, and what those who hold no model need to know of them."""
+
+from __future__ import annotations
+
+from memfold.api.errors import ModelLoadingError
+from memfold.api.values import ModelCard
+from memfold.store import keys
+from memfold.store.part import StorePart
+
+
+class Models(StorePart):
+    """The register of models."""
+
+    async def register_model(self, card: ModelCard, *, default: bool = True) -> None:
+        """Make a model known; ``default``: memories created from now on are folded with it."""
+        await self._server.command("HSET", keys.MODELS, card.fingerprint, card.to_json())
+        if default:
+            await self._server.command("SET", keys.DEFAULT_MODEL, card.fingerprint)
+
+    async def default_model(self) -> ModelCard:
+        """The model that new memories are folded with.
+
+        Raises:
+            ModelLoadingError: none has been registered yet.
+        """
+        fingerprint = await self._server.command("GET", keys.DEFAULT_MODEL)
+        if fingerprint is None:
+            raise ModelLoadingError("no model has been loaded yet", retry_after_ms=1000)
+        return await self.model(fingerprint.decode())
+
+    async def model(self, fingerprint: str) -> ModelCard:
+        """The model with this fingerprint.
+
+        Raises:
+            ModelLoadingError: it has never been registered.
+        """
+        card = await self._server.command("HGET", keys.MODELS, fingerprint)
+        if card is None:
+            raise ModelLoadingError(
+                f"no model {fingerprint[:16]} has been loaded yet",
+                facts={"fingerprint": fingerprint},
+                retry_after_ms=1000,
+            )
+        return ModelCard.from_json(card)
