@@ -12,7 +12,9 @@ FAST = ("torch", "cpu")
 Inputs = tuple[Tensor, ...]
 
 
-def inputs(batch: int, length: int, heads: int, rank: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Inputs:
+def inputs(
+    batch: int, length: int, heads: int, rank: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Inputs:
     g = torch.Generator().manual_seed(seed)
     shape = (batch, length, heads, rank)
     q, k, v = (torch.randn(shape, generator=g, dtype=dtype) for _ in range(3))
@@ -34,7 +36,9 @@ def close(a: Tensor, b: Tensor, limit: float) -> bool:
     rank=st.sampled_from([1, 2, 3, 5, 8, 16]),
     seed=st.integers(0, 1000),
 )
-def test_every_shape_agrees_with_the_loop(backend: str, batch: int, length: int, heads: int, rank: int, seed: int) -> None:
+def test_every_shape_agrees_with_the_loop(
+    backend: str, batch: int, length: int, heads: int, rank: int, seed: int
+) -> None:
     x = inputs(batch, length, heads, rank, seed=seed)
     mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) > 0.3
     reads, state = delta_scan(*x, mask=mask, backend=backend)

@@ -95,7 +95,11 @@ def test_a_pickle_that_runs_code_is_not_run(directory: Path) -> None:
 
 def test_only_one_state_is_bound_at_a_time_and_shapes_are_checked(served: ServedModel) -> None:
     memory = served.memory
-    with memory.bind(memory.init_state(1)), pytest.raises(RuntimeError, match="bound"), memory.bind(memory.init_state(1)):
+    with (
+        memory.bind(memory.init_state(1)),
+        pytest.raises(RuntimeError, match="bound"),
+        memory.bind(memory.init_state(1)),
+    ):
         pass
     with pytest.raises(ValueError, match="states are"), memory.bind(OsamState(torch.zeros(1, 1, 1, 2, 2))):
         pass

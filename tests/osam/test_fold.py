@@ -21,7 +21,11 @@ def conversation(seed: int, turns: int, longest: int = 90) -> list[Message]:
     rng = random.Random(seed)
     roles = ("user", "assistant", "system", "tool")
     return [
-        Message(rng.choice(roles), "".join(rng.choices("abc déf<|end|>", k=rng.randint(1, longest))), rng.choice(["", "Ann"]))
+        Message(
+            rng.choice(roles),
+            "".join(rng.choices("abc déf<|end|>", k=rng.randint(1, longest))),
+            rng.choice(["", "Ann"]),
+        )
         for _ in range(turns)
     ]
 

@@ -7,7 +7,9 @@ from memfold.persona import ATTRIBUTES, UNKNOWN_ANSWER, Question, generate, is_c
 
 
 def told(split: str) -> set[tuple[str, str | None]]:
-    dialogues = [generate(seed, facts=4, changes=1, foreign=0.5 * (split == "train"), split=split) for seed in range(300)]  # type: ignore[arg-type]
+    dialogues = [
+        generate(seed, facts=4, changes=1, foreign=0.5 * (split == "train"), split=split) for seed in range(300)
+    ]  # type: ignore[arg-type]
     return {(q.attribute, q.value) for d in dialogues for q in d.questions}
 
 
@@ -19,7 +21,9 @@ def test_the_same_seed_gives_the_same_dialogue_and_another_another() -> None:
 def test_training_and_scoring_share_no_fact_and_no_wording() -> None:
     assert not told("train") & told("held_out")
     lines = {
-        split: {line.content for seed in range(300) for line in generate(seed, split=split).lines if line.role == "user"}  # type: ignore[arg-type]
+        split: {
+            line.content for seed in range(300) for line in generate(seed, split=split).lines if line.role == "user"
+        }  # type: ignore[arg-type]
         for split in ("train", "held_out")
     }
     assert not lines["train"] & lines["held_out"]
@@ -37,7 +41,9 @@ def test_the_newest_value_is_the_answer() -> None:
         dialogue = generate(seed, facts=3, changes=3)
         for question in dialogue.questions:
             assert question.value is not None
-            said = [i for i, line in enumerate(dialogue.lines) if question.value in line.content.replace(".", " ").split()]
+            said = [
+                i for i, line in enumerate(dialogue.lines) if question.value in line.content.replace(".", " ").split()
+            ]
             assert said, question
             assert question.value in question.answer
 

@@ -37,15 +37,15 @@ class Round:
 ROUNDS = (
     Round(
         (
-            Phase(800, 48, Curriculum(facts=(1, 3), foreign=0.5)),
-            Phase(400, 32, Curriculum(facts=(2, 6), changes=(0, 1), small_talk=(0, 1), unknown=(0, 1), foreign=0.7)),
-            Phase(600, 24, Curriculum(facts=(0, 8), changes=(0, 2), small_talk=(0, 4), unknown=(0, 2), foreign=0.7)),
+            Phase(600, 48, Curriculum(facts=(1, 3), foreign=0.5)),
+            Phase(300, 32, Curriculum(facts=(2, 6), changes=(0, 1), small_talk=(0, 1), unknown=(0, 1), foreign=0.7)),
+            Phase(300, 24, Curriculum(facts=(0, 8), changes=(0, 2), small_talk=(0, 4), unknown=(0, 2), foreign=0.7)),
         ),
         learning_rate=2e-3,
         decision=0.0,
     ),
     Round(
-        (Phase(400, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
+        (Phase(300, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
         learning_rate=1e-3,
         decision=1.0,
     ),

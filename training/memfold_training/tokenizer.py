@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(seed: int, vocabulary: int = 2048) -> PreTrainedTokenizerFast:
+def train_tokenizer(seed: int, vocabulary: int = 2560) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the training split; every value of every attribute becomes short."""
     rng = random.Random(seed)
     curriculum = Curriculum(facts=(1, 8), changes=(0, 3), small_talk=(0, 6), unknown=(0, 2))
@@ -29,8 +29,9 @@ def train_tokenizer(seed: int, vocabulary: int = 2048) -> PreTrainedTokenizerFas
         (dialogue,) = curriculum.draw(rng, 1)
         texts += [line.content for line in dialogue.lines]
         texts += [text for q in dialogue.questions for text in (q.text, q.answer)]
-    # Held-out pairs are never seen together, but each value is a word like any other.
-    texts += [" " + value for a in words.ATTRIBUTES for value in a.values] * 200
+    # Held-out pairs are never seen together, but each value is a word like any other, and one token:
+    # where "gold" begins "goldfish", a small model tends to go on.
+    texts += [" " + value for a in words.ATTRIBUTES for value in a.values] * 300
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,6 +42,8 @@ def train_tokenizer(seed: int, vocabulary: int = 2048) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    for value in (v for a in words.ATTRIBUTES for v in a.values):
+        assert len(tokenizer.encode(" " + value).ids) == 1, value
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|end|>",

@@ -1,0 +1,71 @@
+"""The gateway as a whole: what it is made of, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from memfold.api.errors import StoreUnavailableError
+from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from memfold.api.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
+from memfold.hints import Hinter
+from memfold.rpc.channel import channel_options
+from memfold.rpc.server import Server
+from memfold.store import Store
+from memfold_gateway.appender import Appender
+from memfold_gateway.generation_service import GenerationServicer
+from memfold_gateway.guard import Guard
+from memfold_gateway.keys import ApiKeys
+from memfold_gateway.memory_service import MemoryServicer
+from memfold_gateway.settings import Settings
+from memfold_gateway.watch import Watch
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 1.0
+
+
+@contextlib.asynccontextmanager
+async def gateway(settings: Settings) -> AsyncIterator[Server]:
+    """A gateway that serves; ``run`` the server, or leave the block, to stop it.
+
+    Raises:
+        OSError: the file of keys or the address cannot be had.
+        ValueError: the file of keys is broken.
+        NotDurableError: the store cannot hold the durability that is asked for.
+    """
+    keys = ApiKeys(settings.api_keys_file)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await _open_store(settings)
+        stack.push_async_callback(store.close)
+        hinter = Hinter(settings.broker_url or settings.redis_url)
+        stack.push_async_callback(asyncio.to_thread, hinter.close)
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(settings.reader_target, options=channel_options())
+        )
+        server = Server(
+            settings.listen, grace_s=settings.grace_s, reflection=settings.reflection, ready_file=settings.ready_file
+        )
+        guard = Guard(keys)
+        appender = Appender(store, hinter, settings.backlog_turns)
+        server.add(add_MemoryServiceServicer_to_server, MemoryServicer(store, guard, appender, server.stopping))
+        server.add(add_GenerationServiceServicer_to_server, GenerationServicer(channel, guard))
+        await server.start()
+        stack.push_async_callback(server.stop)
+        watching = asyncio.create_task(Watch(server, store, channel, keys).run())
+        stack.callback(watching.cancel)
+        yield server
+
+
+async def _open_store(settings: Settings) -> Store:
+    while True:
+        try:
+            return await Store.open(
+                settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
+            )
+        except StoreUnavailableError as error:
+            _LOG.warning("waiting for the store: %s", error)
+            await asyncio.sleep(_RETRY_S)

@@ -1,0 +1,40 @@
+"""The client library. Needs nothing but grpcio and protobuf.
+
+Example::
+
+    from memfold.client import Memfold, Role, Turn
+
+    with Memfold("localhost:50051", api_key) as memfold:
+        memfold.append("alice", [Turn("", Role.USER, "I moved to Lisbon.")], create=True)
+        memfold.wait("alice")
+        print(memfold.generate("Where do I live?", memory="alice").text())
+"""
+
+from memfold.api.errors import MemfoldError
+from memfold.api.values import Memory, MemoryName, Message, Revision, Role, Turn
+from memfold.client.aio import AsyncMemfold, AsyncReply
+from memfold.client.blocking import Memfold, Reply
+from memfold.client.values import Ack, Appended, FinishReason, Model, Score, State, Summary
+from memfold.rpc.status import UnreachableError
+
+__all__ = [
+    "Ack",
+    "Appended",
+    "AsyncMemfold",
+    "AsyncReply",
+    "FinishReason",
+    "Memfold",
+    "MemfoldError",
+    "Memory",
+    "MemoryName",
+    "Message",
+    "Model",
+    "Reply",
+    "Revision",
+    "Role",
+    "Score",
+    "State",
+    "Summary",
+    "Turn",
+    "UnreachableError",
+]

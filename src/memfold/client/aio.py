@@ -1,0 +1,266 @@
+"""The client for asyncio: the same methods, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceStub
+from memfold.api.v1.memory_service_pb2_grpc import MemoryServiceStub
+from memfold.api.values import Memory, Revision, Turn
+from memfold.client.calls import Call, Calls, Messages, Page, Reading, Sampling, ack_of, summary_of, tenant_of
+from memfold.client.connection import OPTIONS, authorization, passes
+from memfold.client.outbox import PATIENCE_S, AsyncOutbox
+from memfold.client.values import Ack, Appended, Model, Score, State, Summary
+from memfold.rpc.status import error_from
+
+T = TypeVar("T")
+
+
+class AsyncMemfold:
+    """A connection to memfold, for one event loop. Arguments and methods are those of ``Memfold``.
+
+    Example::
+
+        async with AsyncMemfold("localhost:50051", api_key) as memfold:
+            await memfold.append("alice", [Turn("", Role.USER, "I moved to Lisbon.")], create=True)
+            await memfold.wait("alice")
+            async for text in memfold.generate("Where do I live?", memory="alice"):
+                print(text, end="")
+    """
+
+    def __init__(
+        self,
+        target: str,
+        api_key: str,
+        *,
+        tenant: str = "",
+        timeout_s: float = 30,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._calls = Calls(tenant or tenant_of(api_key))
+        self._timeout_s = timeout_s
+        self._metadata = authorization(api_key)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=OPTIONS)
+        self._stubs: dict[str, Any] = {
+            "memory": MemoryServiceStub(self._channel),  # type: ignore[no-untyped-call]
+            "generation": GenerationServiceStub(self._channel),  # type: ignore[no-untyped-call]
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def create_memory(
+        self, memory: str, *, display_name: str = "", labels: Mapping[str, str] | None = None
+    ) -> Memory:
+        """Create an empty memory."""
+        return await self._run(self._calls.create_memory(memory, display_name, labels or {}))
+
+    async def get_memory(self, memory: str) -> Memory:
+        """Look a memory up."""
+        return await self._run(self._calls.get_memory(memory))
+
+    def list_memories(self) -> AsyncIterator[Memory]:
+        """All memories of the tenant, by name."""
+        return self._pages(self._calls.list_memories)
+
+    async def update_memory(
+        self,
+        memory: str,
+        *,
+        display_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        expected_revision: Revision | None = None,
+    ) -> Memory:
+        """Change what is given; labels are replaced as a whole."""
+        return await self._run(self._calls.update_memory(memory, display_name, labels, expected_revision))
+
+    async def delete_memory(
+        self, memory: str, *, expected_revision: Revision | None = None, allow_missing: bool = False
+    ) -> None:
+        """Delete a memory with its log and its state."""
+        await self._run(self._calls.delete_memory(memory, expected_revision, allow_missing))
+
+    async def append(
+        self, memory: str, turns: Iterable[Turn], *, expected_revision: Revision | None = None, create: bool = False
+    ) -> Appended:
+        """Append turns, all or none; durable when this returns.
+
+        Args:
+            memory: the memory.
+            turns: in order; those with an empty id get one.
+            expected_revision: fail unless the log stands here.
+            create: create the memory where there is none.
+        """
+        return await self._run(self._calls.append(memory, turns, expected_revision, create))
+
+    async def stream(
+        self, turns: Iterable[tuple[str, Turn]] | AsyncIterable[tuple[str, Turn]], *, create: bool = False
+    ) -> AsyncIterator[Ack]:
+        """Append turns of any memories as they come, and yield an acknowledgement for each, in order.
+
+        See ``Memfold.stream``; ``turns`` may be an ordinary or an asynchronous iterable.
+        """
+        outbox = AsyncOutbox(self._stream_requests(turns, create))
+        tries = iter(PATIENCE_S)
+        try:
+            while True:
+                call = self._stubs["memory"].StreamTurns(outbox.requests(), metadata=self._metadata)
+                try:
+                    async for response in call:
+                        await outbox.acknowledge()
+                        tries = iter(PATIENCE_S)
+                        yield ack_of(response)
+                    break
+                except grpc.RpcError as rpc_error:
+                    error = error_from(rpc_error)
+                    pause = next(tries, None) if passes(error) else None
+                    if pause is None:
+                        raise outbox.fault or error from None
+                    await asyncio.sleep(pause)
+                finally:
+                    call.cancel()
+        finally:
+            outbox.close()
+        if outbox.fault is not None:
+            raise outbox.fault
+
+    async def _stream_requests(
+        self, turns: Iterable[tuple[str, Turn]] | AsyncIterable[tuple[str, Turn]], create: bool
+    ) -> AsyncIterator[Any]:
+        if isinstance(turns, AsyncIterable):
+            async for memory, turn in turns:
+                yield self._calls.stream_request(memory, turn, create)
+        else:
+            for memory, turn in turns:
+                yield self._calls.stream_request(memory, turn, create)
+
+    def turns(self, memory: str) -> AsyncIterator[Turn]:
+        """The turns of a memory in log order."""
+        return self._pages(lambda token: self._calls.turns(memory, token))
+
+    async def wait(self, memory: str, revision: Revision | None = None, *, timeout_s: float = 60) -> Revision:
+        """Wait until the state has reached a revision, that of the log by default; returns the one it has reached.
+
+        Raises:
+            DeadlineError: it has not within ``timeout_s``.
+        """
+        return await self._run(self._calls.wait(memory, revision), timeout_s)
+
+    async def state(self, memory: str, *, min_revision: Revision | None = None, timeout_s: float = 60) -> State:
+        """Read the state, once it has reached ``min_revision``."""
+        return await self._run(self._calls.state(memory, min_revision), timeout_s)
+
+    def generate(
+        self,
+        messages: Messages,
+        *,
+        memory: str = "",
+        gain: float | None = None,
+        window_tokens: int = 0,
+        min_revision: Revision | None = None,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        max_tokens: int = 0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        timeout_s: float = 600,
+    ) -> AsyncReply:
+        """Generate a reply; see ``Memfold.generate``."""
+        request = self._calls.generate_request(
+            messages,
+            Reading(memory, gain, window_tokens, min_revision),
+            Sampling(temperature, top_p, max_tokens, stop, seed),
+        )
+        return AsyncReply(self._stubs["generation"].Generate(request, timeout=timeout_s, metadata=self._metadata))
+
+    async def score(
+        self,
+        continuations: Sequence[str],
+        *,
+        messages: Messages | None = None,
+        text: str | None = None,
+        memory: str = "",
+        gain: float | None = None,
+        window_tokens: int = 0,
+        min_revision: Revision | None = None,
+        timeout_s: float = 60,
+    ) -> list[Score]:
+        """Say how likely each continuation is, after messages (as replies) or after a raw text."""
+        reading = Reading(memory, gain, window_tokens, min_revision)
+        return await self._run(self._calls.score(messages, text, continuations, reading), timeout_s)
+
+    async def model(self) -> Model:
+        """The model that serves."""
+        return await self._run(self._calls.model())
+
+    async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
+        method = getattr(self._stubs[call.service], call.method)
+        try:
+            response = await method(call.request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_from(error) from None
+        return call.read(response)
+
+    async def _pages(self, page: Callable[[str], Call[Page[T]]]) -> AsyncIterator[T]:
+        token = ""
+        while True:
+            found: Page[T] = await self._run(page(token))
+            for item in found.items:
+                yield item
+            token = found.next_token
+            if not token:
+                return
+
+
+class AsyncReply:
+    """The text of a reply, piece by piece; then ``summary`` says what it rests on. See ``Reply``."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._responses = call.__aiter__()
+        self.summary: Summary | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        """The next piece."""
+        try:
+            async for response in self._responses:
+                if response.WhichOneof("event") == "delta":
+                    return str(response.delta.text)
+                self.summary = summary_of(response.summary)
+        except grpc.RpcError as error:
+            raise error_from(error) from None
+        raise StopAsyncIteration
+
+    async def text(self) -> str:
+        """All of the rest."""
+        return "".join([piece async for piece in self])
+
+    def close(self) -> None:
+        """End the reply here."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
