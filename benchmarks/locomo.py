@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -51,20 +51,8 @@ def interleaved(talks: dict[str, list[Turn]]) -> Iterator[tuple[str, Turn]]:
 
 def stream(memfold: Memfold, talks: dict[str, list[Turn]]) -> dict[str, Any]:
     """Send everything, wait for the folds, read everything back."""
-    sent: dict[tuple[str, str], float] = {}
-
-    def clocked() -> Iterator[tuple[str, Turn]]:
-        for name, turn in interleaved(talks):
-            sent[name, turn.id] = time.perf_counter()
-            yield name, turn
-
     started = time.perf_counter()
-    acks, wrong = [], []
-    for ack in memfold.stream(clocked(), create=True):
-        name = ack.memory.rsplit("/", 1)[1]
-        acks.append(time.perf_counter() - sent[name, ack.id])
-        if ack.error is not None:
-            wrong.append(f"{name} {ack.id}: {ack.error}")
+    acks, wrong = append(memfold, talks)
     appended = time.perf_counter()
     for name, turns in talks.items():
         folded = memfold.wait(name, timeout_s=1800)
@@ -75,9 +63,7 @@ def stream(memfold: Memfold, talks: dict[str, list[Turn]]) -> dict[str, Any]:
             wrong.append(f"{name}: the state is not that of the last revision")
     finished = time.perf_counter()
     for name, turns in talks.items():
-        for number, (stored, said) in enumerate(zip_longest(memfold.turns(name), turns), 1):
-            if stored is None or said is None or (stored.sequence, stored.to_bytes()) != (number, said.to_bytes()):
-                wrong.append(f"{name}: turn {number} is not what was sent")
+        wrong += differences(name, turns, memfold.turns(name))
     return {
         "memories": len(talks),
         "turns": sum(map(len, talks.values())),
@@ -88,6 +74,31 @@ def stream(memfold: Memfold, talks: dict[str, list[Turn]]) -> dict[str, Any]:
         "folded_s": round(finished - started, 1),
         "turns_per_s": round(len(acks) / (finished - started), 1),
     }
+
+
+def append(memfold: Memfold, talks: dict[str, list[Turn]]) -> tuple[list[float], list[str]]:
+    """Stream all turns in; the seconds until each was acknowledged, and what was not taken."""
+    sent: dict[tuple[str, str], float] = {}
+
+    def clocked() -> Iterator[tuple[str, Turn]]:
+        for name, turn in interleaved(talks):
+            sent[name, turn.id] = time.perf_counter()
+            yield name, turn
+
+    acks, wrong = [], []
+    for ack in memfold.stream(clocked(), create=True):
+        name = ack.memory.rsplit("/", 1)[1]
+        acks.append(time.perf_counter() - sent[name, ack.id])
+        if ack.error is not None:
+            wrong.append(f"{name} {ack.id}: {ack.error}")
+    return acks, wrong
+
+
+def differences(name: str, sent: Iterable[Turn], stored: Iterable[Turn]) -> Iterator[str]:
+    """What of a memory's log is not what was sent."""
+    for number, (have, said) in enumerate(zip_longest(stored, sent), 1):
+        if have is None or said is None or (have.sequence, have.to_bytes()) != (number, said.to_bytes()):
+            yield f"{name}: turn {number} is not what was sent"
 
 
 def main() -> int:

@@ -96,8 +96,10 @@ class DeltaMemory(nn.Module):
     def init_state(self, batch_size: int) -> OsamState:
         """The state of memories that have seen nothing: zeros, with which the model is the frozen one."""
         layers, heads, rank, _ = self.state_shape
-        device = self.layer(0).beta_bias.device
-        return OsamState(torch.zeros(layers, batch_size, heads, rank, rank, device=device))
+        weights = self.layer(0).beta_bias
+        # fp32 under weights of less, where a state would drift; fp64 only in a model that is all fp64.
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        return OsamState(torch.zeros(layers, batch_size, heads, rank, rank, device=weights.device, dtype=dtype))
 
     @contextmanager
     def bind(

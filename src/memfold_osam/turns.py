@@ -170,4 +170,3 @@ def _split(text: str, marks: Sequence[str]) -> list[str] | None:
             return None
         pieces.append(before)
     return [*pieces, text]
-
