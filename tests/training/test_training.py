@@ -104,11 +104,11 @@ def test_the_loss_has_the_gradient_that_finite_differences_give(
     weight = memory.layer(1).memory_k_proj
     model(**batch)["loss"].backward()
     direction = torch.randn_like(weight)
-    step, losses = 1e-5, []
+    step, losses = 3e-3, []  # Qwen3 normalises in fp32, whatever its weights: smaller steps drown in rounding
     with torch.no_grad():
         for sign in (1, -1):
             weight += sign * step * direction
             losses.append(model(**batch)["loss"])
             weight -= sign * step * direction
     numeric = (losses[0] - losses[1]) / (2 * step)
-    assert float(numeric) == pytest.approx(float((weight.grad * direction).sum()), rel=1e-3)
+    assert float(numeric) == pytest.approx(float((weight.grad * direction).sum()), rel=0.02)
