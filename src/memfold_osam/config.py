@@ -110,7 +110,7 @@ class AdapterConfig:
                 raise ValueError(
                     f"{directory / CONFIG_FILE}: {key} = {raw[key]!r} is not supported, only {ARCHIVED[key]!r} is"
                 )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
         return cls(**values)
 
     def save(self, directory: Path) -> None:

@@ -36,6 +36,10 @@ class LayerMemory(nn.Module):
         outputs: output features of each of the block's q, k, v, o projections.
     """
 
+    memory_q_proj: nn.Parameter
+    memory_k_proj: nn.Parameter
+    memory_v_proj: nn.Parameter
+
     def __init__(self, config: AdapterConfig, hidden: int, outputs: dict[Head, int]) -> None:
         super().__init__()
         self.config = config
@@ -78,7 +82,7 @@ class LayerMemory(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, n) to fp32 (B, T, H, r)."""
         x = x if x.dtype == torch.float64 else x.float()
-        return x.unflatten(-1, (self.config.num_state_heads, self.config.rank))
+        return x.view(*x.shape[:-1], self.config.num_state_heads, self.config.rank)
 
     def _unit(self, x: Tensor) -> Tensor:
         heads = self._heads(x)
@@ -89,7 +93,7 @@ class LayerMemory(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         gates = logits.sigmoid()
         if self.config.rankwise_gates:
-            return gates.unflatten(-1, (self.config.num_state_heads, self.config.rank))
+            return gates.view(*gates.shape[:-1], self.config.num_state_heads, self.config.rank)
         return gates[..., None].expand(*gates.shape, self.config.rank)
 
     def queries(self, x: Tensor) -> Tensor:

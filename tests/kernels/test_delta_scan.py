@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memfold_kernels.delta_scan import delta_scan
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from memfold_kernels.delta_scan import delta_scan
 
 FAST = ("torch", "cpu")
 Inputs = tuple[Tensor, ...]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from memfold_osam.serving import ServedModel
 from memfold_osam.testing import tiny_random_model
 

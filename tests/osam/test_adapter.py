@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
 from memfold_osam import AdapterConfig, DeltaMemory, OsamState, load_adapter, save_adapter
 from memfold_osam.config import CONFIG_FILE
 from memfold_osam.serving import ServedModel, load_served_model
 from memfold_osam.state import state_from_bytes, state_to_bytes
 from memfold_osam.testing import write_random_model
-from torch import nn
-from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_pickle_that_runs_code_is_not_run(directory: Path) -> None:
     adapter = directory / "adapter"
     (adapter / "delta_mem_adapter.safetensors").unlink()
     torch.save({"x": Evil()}, adapter / "delta_mem_adapter.pt")
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
         load_served_model(str(directory))
 
 
@@ -105,18 +106,23 @@ def test_only_one_state_is_bound_at_a_time_and_shapes_are_checked(served: Served
         pass
     with pytest.raises(ValueError, match="2 rows, the batch 1"), memory.bind(memory.init_state(2)):
         served.model(torch.tensor([[1]]))
-    with pytest.raises(ValueError, match="token_mask must be"):
-        with memory.bind(memory.init_state(1), token_mask=torch.ones(1, 3)):
-            served.model(torch.tensor([[1]]))
+    state, mask = memory.init_state(1), torch.ones(1, 3)
+    with pytest.raises(ValueError, match="token_mask must be"), memory.bind(state, token_mask=mask):
+        served.model(torch.tensor([[1]]))
     with torch.no_grad():
         served.model(torch.tensor([[1]]))
 
 
 def test_an_error_inside_a_bind_leaves_the_state_as_it_was(served: ServedModel) -> None:
     state = served.memory.init_state(1)
-    with pytest.raises(ZeroDivisionError), served.memory.bind(state):
-        served.model(torch.tensor([[1, 2, 3]]))
-        raise ZeroDivisionError
+
+    def fail_after_a_call() -> None:
+        with served.memory.bind(state):
+            served.model(torch.tensor([[1, 2, 3]]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_a_call()
     assert not state.tensor.any()
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from memfold_osam import OsamState
 from memfold_osam.fold import Folder, FoldJob
 from memfold_osam.serving import ServedModel
 from memfold_osam.turns import Message
-from torch import Tensor
 
 LIMIT = 1e-5
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from transformers import PreTrainedTokenizerFast
+
 from memfold_osam.testing import byte_tokenizer
 from memfold_osam.turns import Affixes, Message, TurnFormat, TurnFormatError
-from transformers import PreTrainedTokenizerFast
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|system|>Be kind.<|end|>' }}{% endif %}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from memfold.persona import ATTRIBUTES, UNKNOWN_ANSWER, Question, generate, is_correct
 
 

@@ -30,7 +30,8 @@ class WriteThenRead(nn.Module):
         super().__init__()
         self.memory = memory
         # Not a submodule: the trainer sees, and saves, the adapter only.
-        self._frozen = [backbone.eval().requires_grad_(False)]
+        self._frozen = [backbone.requires_grad_(False)]
+        self._frozen[0].train(False)
 
     def write(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
         """(B, T) tokens and which are real, to the states (layers, B, H, r, r)."""

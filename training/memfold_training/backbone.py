@@ -17,7 +17,6 @@ LANGUAGE_MODEL_WEIGHT = 0.2
 ENOUGH = 0.97  # of the questions about three facts: below that an adapter learns nothing worth having
 
 
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """Phases under one learning-rate schedule.
@@ -47,6 +46,11 @@ ROUNDS = (
     Round(
         (Phase(300, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
         learning_rate=1e-3,
+        decision=1.0,
+    ),
+    Round(
+        (Phase(500, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
+        learning_rate=1.5e-3,
         decision=1.0,
     ),
 )
@@ -138,4 +142,4 @@ def train_round(model: Qwen3ForCausalLM, encoder: TurnEncoder, this: Round, out:
     )
     trainer.decision = this.decision
     trainer.train()
-    model.eval()
+    model.train(False)

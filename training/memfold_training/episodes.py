@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from memfold.persona import UNKNOWN_ANSWER, Dialogue, Line, Question, generate
 
@@ -28,7 +29,7 @@ class Curriculum:
     def draw(self, rng: random.Random, rows: int) -> list[Dialogue]:
         """Dialogues of the training split, all of one shape: a batch of them needs little padding."""
         facts = rng.randint(*self.facts)
-        shape = {
+        shape: dict[str, Any] = {
             "facts": facts,
             "changes": min(facts, rng.randint(*self.changes)),
             "small_talk": rng.randint(*self.small_talk),
@@ -49,12 +50,12 @@ class Phase:
 class TurnEncoder:
     """Turns into token ids: role marker, content, end marker (the template of memfold-tiny)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.end = self._id("<|end|>")
 
     def _id(self, token: str) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(token))
+        return self.tokenizer.get_vocab()[token]
 
     def turn(self, role: str, content: str) -> list[int]:
         """A whole turn."""

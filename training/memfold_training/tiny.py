@@ -34,7 +34,7 @@ ADAPTER = AdapterConfig(num_state_heads=8, beta_bias_init=-4.0, base_slice_ref_w
 PHASES = (
     Phase(600, 32, Curriculum(facts=(1, 3), foreign=0.5)),
     Phase(700, 24, Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5)),
-    Phase(1200, 16, Curriculum(facts=(1, 8), changes=(0, 2), small_talk=(0, 8), unknown=(0, 1), foreign=0.5)),
+    Phase(800, 16, Curriculum(facts=(1, 8), changes=(0, 2), small_talk=(0, 8), unknown=(0, 1), foreign=0.5)),
 )
 
 DESCRIPTION = (
@@ -84,7 +84,7 @@ def main() -> None:
     started = time.monotonic()
     if not (arguments.adapter or arguments.score):
         train_backbone(train_tokenizer(SEED), out, seed=SEED)
-    backbone = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    backbone = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     encoder = TurnEncoder(AutoTokenizer.from_pretrained(out))
     if arguments.score:
         from memfold_osam import load_adapter  # noqa: PLC0415 - after the backbone

@@ -44,7 +44,7 @@ def train_tokenizer(seed: int, vocabulary: int = 2560) -> PreTrainedTokenizerFas
     tokenizer.train_from_iterator(texts, trainer)
     for value in (v for a in words.ATTRIBUTES for v in a.values):
         assert len(tokenizer.encode(" " + value).ids) == 1, value
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|end|>",
         pad_token="<|end|>",

@@ -6,6 +6,7 @@ horizontal sum is needed. The backward pass walks the tokens in reverse over the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
-_jit = numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
+_jit: Callable[[Callable[..., None]], Callable[..., None]] = numba.njit(
+    nogil=True, fastmath={"contract", "nsz"}, error_model="numpy"
+)
 
 
 @_jit
