@@ -1,0 +1,125 @@
+"""The thread that owns the model: tokenises, folds, and hands states back as bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from memfold.api.errors import MemfoldError
+from memfold.api.values import Turn
+from memfold.store import Anchor
+from memfold_osam.fold import Folder, FoldJob, FoldResult
+from memfold_osam.serving import ServedModel
+from memfold_osam.state import state_from_bytes, state_to_bytes
+from memfold_osam.turns import Message
+from memfold_writer.work import Work
+
+
+class NotFiniteError(MemfoldError):
+    """A fold gave NaN or infinity. Such a state is never committed."""
+
+
+class DeviceFailedError(MemfoldError):
+    """The device is in an unknown condition; only a new process helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A state after a work's last turn. ``anchor``: where its open block starts, None where that has not moved."""
+
+    state: bytes
+    anchor: Anchor | None
+
+
+class Device:
+    """Everything that touches the model or its tokenizer happens here, one call at a time, on one thread.
+
+    Neither a CUDA context nor a fast tokenizer likes company, and the event loop must go on meanwhile.
+    """
+
+    def __init__(self, served: ServedModel, batch_tokens: int) -> None:
+        self._served = served
+        self._folder = Folder(served, batch_tokens)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._folds = 0
+
+    async def warm_up(self) -> None:
+        """Fold something that nobody keeps: kernels are compiled on first use, which takes seconds."""
+        await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._folder.fold, [FoldJob(anchor=None, offset=0, messages=[Message("user", "Hello.")])]
+        )
+
+    @property
+    def busy(self) -> bool:
+        """A fold runs, wanted or abandoned."""
+        return self._folds > 0
+
+    async def measure(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens of each turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._measure, turns)
+
+    def fold(self, works: Sequence[Work]) -> asyncio.Future[list[Folded | NotFiniteError]]:
+        """Fold all of these in one batch. The future may be abandoned, the thread then still finishes it.
+
+        Raises (through the future):
+            DeviceFailedError: CUDA reported an error after which nothing on this process's device can be trusted.
+        """
+        self._folds += 1
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._fold, works)
+
+    def close(self) -> None:
+        """Let the thread go. Waits for nothing."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _measure(self, turns: Sequence[Turn]) -> list[int]:
+        return [len(self._served.turns.encode(_message(turn))) for turn in turns]
+
+    def _fold(self, works: Sequence[Work]) -> list[Folded | NotFiniteError]:
+        try:
+            results = self._folder.fold([self._job(work) for work in works])
+            return [_folded(work, result) for work, result in zip(works, results, strict=True)]
+        except RuntimeError as error:
+            if _device_failed(error):
+                raise DeviceFailedError(str(error)) from error
+            raise
+        finally:
+            self._folds -= 1
+
+    def _job(self, work: Work) -> FoldJob:
+        anchor = work.anchor
+        return FoldJob(
+            anchor=None if anchor.data is None else state_from_bytes(anchor.data, self._served.state_shape),
+            offset=anchor.offset,
+            messages=[_message(turn) for turn in work.turns],
+        )
+
+
+def _message(turn: Turn) -> Message:
+    return Message(role=str(turn.role), content=turn.content, speaker=turn.speaker)
+
+
+def _folded(work: Work, result: FoldResult) -> Folded | NotFiniteError:
+    for tensor in (result.state, result.anchor):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            return NotFiniteError(f"the state after turn {work.applied} is not finite")
+    return Folded(state=state_to_bytes(result.state), anchor=_anchor(work, result))
+
+
+def _anchor(work: Work, result: FoldResult) -> Anchor | None:
+    if result.anchor is None:
+        return None
+    index = result.anchor_index
+    before = work.turns[index - 1].sequence if index else work.anchor.sequence
+    return Anchor(sequence=before, offset=result.anchor_offset, data=state_to_bytes(result.anchor))
+
+
+def _device_failed(error: RuntimeError) -> bool:
+    """Whether CUDA is broken for this process. Running out of memory is not: a smaller batch may do."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    words = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
+    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in words)

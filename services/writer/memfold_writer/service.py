@@ -1,0 +1,200 @@
+"""The writer as a process: model, store, worker, reconciler and health, started and stopped in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from types import FrameType
+
+import torch
+
+from memfold import telemetry
+from memfold.api.errors import MemfoldError, StoreUnavailableError
+from memfold.api.values import ModelCard
+from memfold.hints import Hinter, celery_app
+from memfold.rpc.server import LIVE, Server
+from memfold.store import Store
+from memfold_osam.serving import ServedModel, load_served_model
+from memfold_writer import worker
+from memfold_writer.claims import Claims
+from memfold_writer.device import Device
+from memfold_writer.drainer import Drainer
+from memfold_writer.gatherer import Gatherer
+from memfold_writer.loop_thread import LoopThread
+from memfold_writer.metrics import Metrics
+from memfold_writer.reconciler import Reconciler
+from memfold_writer.settings import Settings
+from memfold_writer.stopping import Stopping
+
+_log = logging.getLogger(__name__)
+
+HARD_STOP_SHARE = 0.9  # of the grace time: whatever still hangs then is left hanging
+STORE_RETRY_S = 0.5
+_HEALTH_GRACE_S = 0.2
+
+
+class Writer:
+    """One writer process: the main thread is Celery's, one thread has the event loop, one has the model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._stopping = Stopping(settings.grace_s)
+        self._consuming = False
+        self._background: list[asyncio.Task[None]] = []
+
+    def run(self) -> int:
+        """Fold until SIGTERM or SIGINT; returns the exit code. To be called in the main thread.
+
+        Raises:
+            DurabilityRefusedError: the store cannot hold the durability that the settings ask for.
+            FileNotFoundError: there is no such model.
+            OSError: the health port is taken.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        observed = telemetry.setup("memfold-writer", self._settings.metrics_port)
+        loop = LoopThread()
+        try:
+            health = loop.run(self._open_health())
+            served = self._load()
+            device = Device(served, self._settings.batch_tokens)
+            loop.run(device.warm_up())
+            store = loop.run(self._open_store(served))
+            code = self._consume(loop, health, store, device, served)
+            loop.run(self._close(health, store))
+        finally:
+            observed.shutdown()
+            loop.stop()
+        _log.info("stopped")
+        # The interpreter's own end takes handlers off first: an alarm would then kill, and look like a failure.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if device.busy:  # an abandoned fold would hold up the interpreter's own end
+            logging.shutdown()
+            os._exit(code)
+        return code
+
+    def _consume(self, loop: LoopThread, health: Server, store: Store, device: Device, served: ServedModel) -> int:
+        """Put the parts together and consume hints until somebody says stop; gives back what is still claimed."""
+        settings, fingerprint, metrics = self._settings, served.fingerprint, Metrics()
+        hinter = Hinter(settings.broker)
+
+        def hint(partition: int) -> None:
+            hinter.hint(fingerprint, partition)
+
+        claims = Claims(store, metrics, fingerprint=fingerprint, owner=self._owner, lease_s=settings.lease_s)
+        gatherer = Gatherer(store, claims, device, batch_tokens=settings.batch_tokens)
+        drainer = Drainer(
+            store, claims, gatherer, device, metrics, stopping=self._stopping, hint=hint, shape=served.state_shape
+        )
+        reconciler = Reconciler(
+            store,
+            metrics,
+            fingerprint=fingerprint,
+            hint=hint,
+            note_due=gatherer.note_due,
+            idle_s=lambda: drainer.idle_s,
+            live=lambda lives: health.set_serving(lives, LIVE),
+            interval_s=settings.reconcile_s,
+        )
+        hint_worker = worker.HintWorker(
+            celery_app(settings.broker),
+            fingerprint=fingerprint,
+            owner=self._owner,
+            drain=lambda partition: loop.run(drainer.drain(partition)),
+            on_device_failed=lambda: self._stop(1),
+            on_ready=lambda: loop.run(health.set_serving(True)),
+        )
+        loop.run(self._begin(claims, reconciler))
+        self._consuming = True
+        try:
+            hint_worker.start()
+        finally:
+            loop.run(self._end(claims))
+            hinter.close(timeout_s=1)
+            device.close()
+        return int(hint_worker.exitcode or 0)
+
+    def _load(self) -> ServedModel:
+        settings = self._settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        served = load_served_model(settings.backbone, settings.adapter, device=settings.device, dtype=settings.dtype)
+        _log.info("model %s is loaded on %s", served.fingerprint[:16], served.device)
+        return served
+
+    async def _open_health(self) -> Server:
+        """Probes are answered from the start; they hear that it serves once hints are consumed."""
+        ready_file = str(self._settings.ready_file or "")
+        health = Server(self._settings.listen, grace_s=_HEALTH_GRACE_S, ready_file=ready_file)
+        await health.start()
+        return health
+
+    async def _open_store(self, served: ServedModel) -> Store:
+        """Wait until the store answers, and tell everybody which model folds here."""
+        while True:
+            try:
+                return await self._registered(served)
+            except StoreUnavailableError as error:
+                _log.warning("waiting for the store: %s", error)
+                await asyncio.sleep(STORE_RETRY_S)
+
+    async def _registered(self, served: ServedModel) -> Store:
+        settings = self._settings
+        store = await Store.open(
+            settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
+        )
+        try:
+            await store.register_model(_card(served))
+        except MemfoldError:
+            await store.close()
+            raise
+        return store
+
+    async def _begin(self, claims: Claims, reconciler: Reconciler) -> None:
+        self._background = [asyncio.create_task(claims.keep()), asyncio.create_task(reconciler.run())]
+
+    async def _end(self, claims: Claims) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
+        try:
+            await claims.give_back()
+        except StoreUnavailableError as error:
+            _log.warning("claims were not given back, their leases will end: %s", error)
+
+    async def _close(self, health: Server, store: Store) -> None:
+        await health.stop()
+        await store.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._consuming:  # nothing is claimed yet
+            raise SystemExit(0)
+        self._stop(0)
+
+    def _stop(self, code: int) -> None:
+        """End after the running task, if need be by force. To be called in the main thread."""
+        if not self._stopping.requested:
+            self._stopping.begin()
+            # Celery waits for a broker that has gone silent as long as it takes; Kubernetes does not. Nothing is
+            # claimed any more by then, or its lease ends by itself.
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+            signal.setitimer(signal.ITIMER_REAL, HARD_STOP_SHARE * self._settings.grace_s)
+        worker.stop(code)
+
+
+def _card(served: ServedModel) -> ModelCard:
+    return ModelCard(
+        fingerprint=served.fingerprint,
+        backbone=served.backbone,
+        adapter=served.adapter,
+        state_shape=served.state_shape,
+        block_tokens=served.block_tokens,
+        context_tokens=served.context_tokens,
+        description=served.description,
+        examples=tuple(served.examples),
+    )
