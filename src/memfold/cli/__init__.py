@@ -1,0 +1,5 @@
+"""The command ``memfold``."""
+
+from memfold.cli.main import app
+
+__all__ = ["app"]

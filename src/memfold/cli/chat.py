@@ -1,0 +1,156 @@
+"""``memfold chat``: a conversation whose past is nowhere but in the state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from memfold.api.errors import MemfoldError, MemoryNotFoundError
+from memfold.api.values import Message, Revision, Role, Turn
+from memfold.cli.group import describe
+from memfold.cli.memories import lag
+from memfold.cli.options import connect
+from memfold.cli.output import console, human_bytes, printable, say
+from memfold.client import Memfold
+
+_PROMPT = "you> "
+_HELP = "/state shows the memory, /quit or ctrl-D ends"
+
+
+def chat(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="The memory to talk to; made where there is none.")
+    ] = "chat",
+    *,
+    window: Annotated[
+        int, typer.Option(metavar="TOKENS", min=0, help="Send the newest turns along, up to so many tokens.")
+    ] = 0,
+    gain: Annotated[float, typer.Option(min=0, max=4, help="How strongly the memory steers; 0: not at all.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, max=4, help="0: always the most likely token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, max=32768, help="Longest answer.")] = 256,
+) -> None:
+    """Talk to a memory; it remembers across restarts.
+
+    Only the new message is sent: the past is in the state. Each message and each answer become turns of the memory, and
+    before the next question is asked they have been folded. Reads one message a line from a pipe.
+    """
+    with connect(context) as client:
+        talk = Chat(client, name, window_tokens=window, gain=gain, temperature=temperature, max_tokens=max_tokens)
+        talk.run(console())
+
+
+class Chat:
+    """One conversation with one memory."""
+
+    def __init__(
+        self, client: Memfold, name: str, *, window_tokens: int, gain: float, temperature: float, max_tokens: int
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._window_tokens = window_tokens
+        self._gain = gain
+        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._revision: Revision | None = None
+
+    def run(self, out: Console) -> None:
+        """Answer every message until there are no more.
+
+        Raises:
+            MemfoldError: something failed, and nobody is there to try again.
+        """
+        interactive = sys.stdin.isatty()
+        self._open()
+        self._greet(out)
+        for message in _typed_messages() if interactive else _piped_messages():
+            if message == "/quit":
+                return
+            try:
+                self._react(out, message)
+            except MemfoldError as error:
+                if not interactive:
+                    raise
+                say(out, describe(error))
+
+    def _open(self) -> None:
+        """Find the memory, or make it; a memory that has turns knows them already."""
+        try:
+            memory = self._client.get_memory(self._name)
+        except MemoryNotFoundError:
+            memory = self._client.create_memory(self._name)
+        self._revision = memory.revision
+
+    def _greet(self, out: Console) -> None:
+        model = self._client.model()
+        memory = self._client.get_memory(self._name)
+        knows = f"{memory.turn_count} turns so far" if memory.turn_count else "new"
+        say(
+            out, printable(f"{model.backbone} with a memory of {human_bytes(model.state_bytes)}: {self._name}, {knows}")
+        )
+        if model.description:
+            say(out, printable(model.description))
+        if model.examples:
+            say(out, "three things to type:")
+        for example in model.examples[:3]:
+            say(out, printable(f"  {example}"))
+        say(out, _HELP)
+
+    def _react(self, out: Console, message: str) -> None:
+        if message == "/state":
+            self._show_state(out)
+        elif message.startswith("/"):
+            say(out, f"unknown command; {_HELP}")
+        else:
+            self._answer(out, message)
+
+    def _answer(self, out: Console, message: str) -> None:
+        """Ask from the state as the last exchange left it; append this exchange once it is whole."""
+        reply = ""
+        for delta in self._client.generate(
+            [Message(Role.USER, message)],
+            memory=self._name,
+            gain=self._gain,
+            window_tokens=self._window_tokens,
+            min_revision=self._revision,
+            temperature=self._temperature,
+            max_tokens=self._max_tokens,
+        ):
+            reply += delta
+            say(out, printable(delta), end="")
+        say(out)
+        said = [Turn(id="", role=Role.USER, content=message)]
+        if reply:
+            said.append(Turn(id="", role=Role.ASSISTANT, content=reply))
+        self._revision = self._client.append(self._name, said).revision
+
+    def _show_state(self, out: Console) -> None:
+        memory = self._client.get_memory(self._name)
+        say(
+            out,
+            f"revision {memory.revision}, folded {memory.folded_revision}, lag {lag(memory)} turns, "
+            f"log {human_bytes(memory.log_bytes)}, state {memory.state_bytes:,} bytes",
+        )
+
+
+def _typed_messages() -> Iterator[str]:
+    """Messages from a terminal, with line editing where there is readline."""
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 -- importing it is what switches it on
+    while True:
+        try:
+            message = input(_PROMPT).strip()
+        except EOFError:
+            print()
+            return
+        if message:
+            yield message
+
+
+def _piped_messages() -> Iterator[str]:
+    return (line.strip() for line in sys.stdin if line.strip())

@@ -1,0 +1,77 @@
+"""What holds for every command: global options in any place, and the one edge where errors become lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from memfold.api.errors import MemfoldError
+from memfold.local.errors import ChildDiedError, NotReadyError
+
+FAILURE = 1
+USAGE = 2
+INTERRUPTED = 130
+GLOBAL_OPTIONS = ("--target", "--api-key", "--data-dir")
+
+_HINTS = {
+    "API_KEY_INVALID": "set --api-key or MEMFOLD_API_KEY",
+    "TENANT_MISMATCH": "the API key belongs to another tenant",
+    "MEMORY_NOT_FOUND": "memfold memories lists what there is",
+    "MODEL_LOADING": "the model is still loading; try again in a moment",
+    "MODEL_MISMATCH": "start the platform with the model that folded this memory, or use another memory",
+    "STORE_UNAVAILABLE": "is Redis running?",
+    "READER_UNAVAILABLE": "is the reader running?",
+    "UNREACHABLE": "is a platform running there? memfold up starts one",
+    "SHUTTING_DOWN": "try again in a moment",
+    "BACKLOG_FULL": "the writer is behind; try again in a moment",
+}
+
+
+def describe(error: MemfoldError) -> str:
+    """An error as people read it: one line with a hint; a process that died, with the end of its log."""
+    hint = _HINTS.get(error.reason)
+    what = f"nothing answers: {error.message}" if error.reason == "UNREACHABLE" else error.message
+    line = f"memfold: {what}" + (f" ({hint})" if hint else "")
+    if isinstance(error, ChildDiedError | NotReadyError):
+        said = error.last_lines or ("(nothing)",)
+        return "\n  ".join([f"{line}; its last lines:", *said, f"whole log: {error.log}"])
+    return line
+
+
+def hoisted(args: Sequence[str]) -> list[str]:
+    """The arguments with the global options in front, wherever they were given."""
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(args)
+    for arg in remaining:
+        if arg == "--":
+            return [*front, *rest, arg, *remaining]
+        if arg in GLOBAL_OPTIONS:
+            front += [arg, *[value for value in [next(remaining, None)] if value is not None]]
+        elif arg.startswith(tuple(f"{option}=" for option in GLOBAL_OPTIONS)):
+            front.append(arg)
+        else:
+            rest.append(arg)
+    return front + rest
+
+
+class MemfoldGroup(TyperGroup):
+    """All commands. Expected failures end in one line on stderr and exit code 1, never in a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the global options from any place."""
+        return super().parse_args(ctx, hoisted(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except MemfoldError as error:
+            print(describe(error), file=sys.stderr)
+            raise typer.Exit(FAILURE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,130 @@
+"""One process of the platform."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from memfold.local.errors import NotInstalledError
+
+LAST_LINES = 20
+_LONGEST_LINE = 400
+_PR_SET_PDEATHSIG = 1
+
+
+def program(name: str) -> Path:
+    """A console script installed beside this interpreter.
+
+    Raises:
+        NotInstalledError: it is not there.
+    """
+    path = Path(sysconfig.get_path("scripts")) / name
+    if not path.exists():
+        raise NotInstalledError(name)
+    return path
+
+
+def dies_with_its_parent() -> Callable[[], None]:
+    """What a child runs before its program, so that the kernel kills it when its parent dies (Linux).
+
+    SIGKILL, because it must not fail; every process of memfold is built to be killed.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None)
+
+    def ask_the_kernel() -> None:
+        if sys.platform != "linux":
+            return
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we could ask
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return ask_the_kernel
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> tuple[str, ...]:
+    """The end of a log; long lines are cut."""
+    if not log.exists():
+        return ()
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - count * _LONGEST_LINE))
+        text = file.read().decode(errors="replace")
+    return tuple(line[:_LONGEST_LINE] for line in text.splitlines()[-count:])
+
+
+@dataclass(slots=True)
+class Child:
+    """A service that runs as a process of its own.
+
+    It leads its own session: ctrl-C at the terminal reaches the platform alone, which then stops its children in order.
+    """
+
+    name: str
+    log: Path
+    ready_file: Path
+    _process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, name: str, environment: Mapping[str, str], *, log: Path, ready_file: Path) -> Self:
+        """Start the console script ``memfold-NAME``; the log of its last run is kept beside the new one.
+
+        Must be called from a thread that lives as long as the child should.
+
+        Raises:
+            NotInstalledError: there is no such script.
+        """
+        command = [sys.executable, str(program(f"memfold-{name}"))]
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        ready_file.unlink(missing_ok=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 -- our own program
+                command,
+                env={**environment, "MEMFOLD_READY_FILE": str(ready_file), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=dies_with_its_parent(),  # noqa: PLW1509 -- before any thread or channel exists
+            )
+        return cls(name, log, ready_file, process)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def address(self) -> str | None:
+        """Where it serves; None while it does not yet."""
+        if not self.ready_file.exists():
+            return None
+        return str(json.loads(self.ready_file.read_text())["address"])
+
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The end of its log."""
+        return last_lines(self.log)
+
+    def stop(self, grace_s: float) -> None:
+        """Ask it to end with SIGTERM; after the grace, end it."""
+        if self.returncode() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.ready_file.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+import pytest
+from typer.testing import CliRunner
+
+from memfold.cli import app
+
+COMMANDS = ["demo", "up", "chat", "ingest", "memories", "show", "turns", "delete"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a command where no platform is."""
+    for name in ("TARGET", "API_KEY", "BACKBONE", "ADAPTER", "REDIS_URL"):
+        monkeypatch.delenv(f"MEMFOLD_{name}", raising=False)
+    monkeypatch.setenv("MEMFOLD_DATA_DIR", str(tmp_path / "nobody"))
+    return lambda *args: CliRunner().invoke(app, list(args))
+
+
+@pytest.mark.parametrize("command", [["--help"], ["-h"], *([name, "--help"] for name in COMMANDS)])
+def test_help_is_there_for_everything(run, command):
+    done = run(*command)
+    assert done.exit_code == 0
+    assert "Usage" in done.stdout
+
+
+def test_the_version_is_printed(run):
+    done = run("--version")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("memfold ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["memories"],
+        ["show", "x"],
+        ["turns", "x"],
+        ["delete", "x", "--yes"],
+        ["chat", "x"],
+        ["ingest", "-", "--memory", "x"],
+    ],
+)
+def test_where_no_platform_runs_one_line_says_how_to_start_one(run, command):
+    done = run(*command)
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "memfold up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["nonsense"],
+        ["memories", "--nonsense"],
+        ["show"],
+        ["chat", "--window", "-1"],
+        ["delete", "x"],
+        ["ingest", "/no/such/file.jsonl"],
+        ["up", "--listen", "nonsense"],
+        ["up", "--listen", "127.0.0.1:99999"],
+        ["demo", "--questions", "0"],
+        ["memories", "--target"],
+    ],
+)
+def test_wrong_usage_ends_with_2(run, command):
+    assert run(*command).exit_code == 2
+
+
+def test_an_address_needs_a_key_and_the_local_key_is_not_sent_to_it(run, tmp_path):
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / "nobody" / "connection.json").write_text('{"target": "127.0.0.1:1", "api_key": "mfk_local_secret"}')
+    done = run("memories", "--target", "memfold.invalid:443")
+    assert done.exit_code == 1
+    assert "needs an API key" in done.stderr
