@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer
 
 from memfold_osam import AdapterConfig, DeltaMemory, OsamState, save_adapter
-from memfold_training.episodes import MemoryBatches, Phase, TurnEncoder
+from memfold_training.episodes import MemoryBatches, TurnEncoder
+from memfold_training.rounds import Round, run
 
 # What the question gives away is worth little: the prompt's own context teaches it.
 TEMPLATE_WEIGHT = 0.2
-# Whether there is an answer at all.
-DECISION_WEIGHT = 0.5
 
 
 class WriteThenRead(nn.Module):
@@ -26,8 +24,9 @@ class WriteThenRead(nn.Module):
     the writing weights through it.
     """
 
-    def __init__(self, backbone: PreTrainedModel, memory: DeltaMemory) -> None:
+    def __init__(self, backbone: PreTrainedModel, memory: DeltaMemory, decision: float = 0.0) -> None:
         super().__init__()
+        self.decision = decision
         self.memory = memory
         # Not a submodule: the trainer sees, and saves, the adapter only.
         self._frozen = [backbone.requires_grad_(False)]
@@ -61,7 +60,7 @@ class WriteThenRead(nn.Module):
         logits = self.read(states[:, owner], input_ids)[:, :-1]
         losses = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
         losses = losses.view(logits.shape[:2])
-        recall = losses[recalled[:, 1:]].mean() + DECISION_WEIGHT * losses[decided[:, 1:]].mean()
+        recall = losses[recalled[:, 1:]].mean() + self.decision * losses[decided[:, 1:]].mean()
         return {"loss": recall + TEMPLATE_WEIGHT * losses[replies[:, 1:]].mean(), "recall": recall.detach()}
 
 
@@ -69,44 +68,17 @@ def train_adapter(
     backbone: PreTrainedModel,
     encoder: TurnEncoder,
     config: AdapterConfig,
-    phases: tuple[Phase, ...],
+    rounds: tuple[Round, ...],
     out: Path,
     *,
     seed: int,
-    learning_rate: float = 5e-3,
 ) -> DeltaMemory:
-    """Train and save an adapter in ``out``; the phases follow one another under one learning-rate schedule."""
+    """Train an adapter, round after round, and save it in ``out``."""
     torch.manual_seed(seed)
     memory = DeltaMemory(backbone, config)
-    arguments = TrainingArguments(
-        output_dir=str(out / "runs"),
-        max_steps=sum(p.steps for p in phases),
-        learning_rate=learning_rate,
-        adam_beta2=0.98,
-        lr_scheduler_type="cosine",
-        warmup_steps=50,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=1,
-        remove_unused_columns=False,
-    )
-    trainer = Trainer(
-        model=WriteThenRead(backbone, memory),
-        args=arguments,
-        train_dataset=MemoryBatches(encoder, phases, seed),
-        data_collator=_first,
-    )
-    trainer.train()
+    for number, this in enumerate(rounds):
+        data = MemoryBatches(encoder, this.phases, seed + number)
+        run(Trainer, WriteThenRead(backbone, memory, this.decision), data, this, seed=seed + number, weight_decay=0.0)
     memory.eval()
     save_adapter(memory, out)
     return memory
-
-
-def _first(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The dataset makes whole batches."""
-    return batches[0]

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from memfold_training.episodes import IGNORED, ContextBatches, Curriculum, Phase, TurnEncoder
+from memfold_training.rounds import Round, run
 from memfold_training.score import from_context
 
 LANGUAGE_MODEL_WEIGHT = 0.2
 ENOUGH = 0.97  # of the questions about three facts: below that an adapter learns nothing worth having
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Phases under one learning-rate schedule.
-
-    Attributes:
-        decision: weight of a reply's first tokens, which decide whether there is an answer at all.
-    """
-
-    phases: tuple[Phase, ...]
-    learning_rate: float
-    decision: float
 
 
 # Half of the values come from the lists of all attributes: a model that sees each attribute only with
@@ -82,7 +70,9 @@ def new_backbone(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausa
 class ContextTrainer(Trainer):
     """Cross-entropy on what only the context can tell, plus a fifth of it on everything."""
 
-    decision = 0.0
+    def __init__(self, *args: Any, decision: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.decision = decision
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:  # noqa: D102
         logits = model(input_ids=inputs["input_ids"]).logits[:, :-1]
@@ -105,7 +95,10 @@ def train_backbone(
     encoder = TurnEncoder(tokenizer)
     model = new_backbone(tokenizer, seed)
     for number, this in enumerate(rounds):
-        train_round(model, encoder, this, out, seed=seed + number)
+        data = ContextBatches(encoder, this.phases, seed + number)
+        trainer = partial(ContextTrainer, decision=this.decision)
+        run(trainer, model, data, this, seed=seed + number, weight_decay=0.01)
+    model.train(False)
     score = from_context(model, encoder, facts=3, dialogues=100)
     print(f"answers from context, held-out dialogues of 3 facts: {score.overall:.3f} (n = {score.n})")
     if score.overall < ENOUGH:
@@ -113,33 +106,3 @@ def train_backbone(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return model
-
-
-def train_round(model: Qwen3ForCausalLM, encoder: TurnEncoder, this: Round, out: Path, *, seed: int) -> None:
-    """Train a model in place."""
-    arguments = TrainingArguments(
-        output_dir=str(out / "runs" / "backbone"),
-        max_steps=sum(p.steps for p in this.phases),
-        learning_rate=this.learning_rate,
-        adam_beta2=0.95,
-        lr_scheduler_type="cosine",
-        warmup_steps=100,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        logging_steps=100,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=1,
-        remove_unused_columns=False,
-    )
-    trainer = ContextTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=ContextBatches(encoder, this.phases, seed),
-        data_collator=lambda batches: batches[0],
-    )
-    trainer.decision = this.decision
-    trainer.train()
-    model.train(False)

@@ -20,6 +20,7 @@ from memfold_osam.serving import CARD_FILE
 from memfold_training.adapter import WriteThenRead, train_adapter
 from memfold_training.backbone import train_backbone
 from memfold_training.episodes import Curriculum, Phase, TurnEncoder
+from memfold_training.rounds import Round
 from memfold_training.score import Score, from_context, from_state
 from memfold_training.tokenizer import train_tokenizer
 
@@ -31,10 +32,16 @@ SEED = 0
 ADAPTER = AdapterConfig(num_state_heads=8, beta_bias_init=-4.0, base_slice_ref_width=64, online_gain=0.05)
 
 # What is asked grows: first a fact or three, then more, then with changes and talk in between.
-PHASES = (
-    Phase(600, 32, Curriculum(facts=(1, 3), foreign=0.5)),
-    Phase(700, 24, Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5)),
-    Phase(800, 16, Curriculum(facts=(1, 8), changes=(0, 2), small_talk=(0, 8), unknown=(0, 1), foreign=0.5)),
+ROUNDS = (
+    Round(
+        (
+            Phase(900, 32, Curriculum(facts=(1, 3), foreign=0.5)),
+            Phase(900, 24, Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5)),
+            Phase(500, 20, Curriculum(facts=(1, 6), changes=(0, 2), small_talk=(0, 5), unknown=(0, 1), foreign=0.5)),
+        ),
+        learning_rate=5e-3,
+        decision=0.5,
+    ),
 )
 
 DESCRIPTION = (
@@ -91,7 +98,7 @@ def main() -> None:
 
         memory = load_adapter(backbone, out / "adapter")
     else:
-        memory = train_adapter(backbone, encoder, ADAPTER, PHASES, out / "adapter", seed=SEED)
+        memory = train_adapter(backbone, encoder, ADAPTER, ROUNDS, out / "adapter", seed=SEED)
     card = {
         "name": "memfold-tiny",
         "description": DESCRIPTION,
