@@ -35,6 +35,8 @@ class WriteThenRead(nn.Module):
     def write(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
         """(B, T) tokens and which are real, to the states (layers, B, H, r, r)."""
         state = self.memory.init_state(context_ids.shape[0])
+        if not context_ids.shape[1]:  # nothing was said
+            return state.tensor
         with self.memory.bind(state, write=True, token_mask=context_mask):
             self._frozen[0].base_model(input_ids=context_ids, use_cache=False)
         return state.tensor
@@ -64,6 +66,31 @@ class WriteThenRead(nn.Module):
         return {"loss": recall + TEMPLATE_WEIGHT * losses[replies[:, 1:]].mean(), "recall": recall.detach()}
 
 
+def start_from_attention(backbone: PreTrainedModel, memory: DeltaMemory) -> None:
+    """Let the memory's queries and keys begin as the backbone's own, where those hardly turn with position.
+
+    Telling facts apart needs keys and queries that meet, and a backbone that answers from its context has
+    them: in the dimensions that its rotary embedding turns slowest. State head ``s`` takes over those of attention
+    head ``s mod heads``, a rank's worth, each further set of state heads the next slowest ones.
+    """
+    config = backbone.config
+    heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    pairs = memory.config.rank // 2
+    blocks = dict(backbone.named_modules())
+    for index, name in enumerate(memory.block_names):
+        layer, block = memory.layer(index), blocks[name]
+        for state_head in range(memory.config.num_state_heads):
+            head, turn = state_head % heads, state_head // heads
+            end = width // 2 - turn * pairs
+            dims = torch.cat([torch.arange(end - pairs, end), torch.arange(end - pairs, end) + width // 2])
+            rows = slice(state_head * memory.config.rank, (state_head + 1) * memory.config.rank)
+            key_head = head * groups // heads
+            with torch.no_grad():
+                scale_q, scale_k = block.q_norm.weight[dims, None], block.k_norm.weight[dims, None]
+                layer.memory_q_proj[rows] = scale_q * block.q_proj.weight[head * width + dims]
+                layer.memory_k_proj[rows] = scale_k * block.k_proj.weight[key_head * width + dims]
+
+
 def train_adapter(
     backbone: PreTrainedModel,
     encoder: TurnEncoder,
@@ -76,6 +103,7 @@ def train_adapter(
     """Train an adapter, round after round, and save it in ``out``."""
     torch.manual_seed(seed)
     memory = DeltaMemory(backbone, config)
+    start_from_attention(backbone, memory)
     for number, this in enumerate(rounds):
         data = MemoryBatches(encoder, this.phases, seed + number)
         run(Trainer, WriteThenRead(backbone, memory, this.decision), data, this, seed=seed + number, weight_decay=0.0)

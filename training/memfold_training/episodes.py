@@ -94,7 +94,7 @@ class TurnEncoder:
 def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     """Rows of ids to one (rows, longest) tensor, padded on the right."""
     width = max(len(r) for r in rows)
-    return torch.tensor([r + [value] * (width - len(r)) for r in rows])
+    return torch.tensor([r + [value] * (width - len(r)) for r in rows], dtype=torch.long)
 
 
 class Batches(IterableDataset[dict[str, torch.Tensor]]):

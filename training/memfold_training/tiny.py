@@ -35,9 +35,9 @@ ADAPTER = AdapterConfig(num_state_heads=8, beta_bias_init=-4.0, base_slice_ref_w
 ROUNDS = (
     Round(
         (
-            Phase(900, 32, Curriculum(facts=(1, 3), foreign=0.5)),
-            Phase(900, 24, Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5)),
-            Phase(500, 20, Curriculum(facts=(1, 6), changes=(0, 2), small_talk=(0, 5), unknown=(0, 1), foreign=0.5)),
+            Phase(700, 32, Curriculum(facts=(1, 3), foreign=0.5)),
+            Phase(700, 24, Curriculum(facts=(1, 5), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5)),
+            Phase(300, 20, Curriculum(facts=(1, 6), changes=(0, 2), small_talk=(0, 5), unknown=(0, 1), foreign=0.5)),
         ),
         learning_rate=5e-3,
         decision=0.5,
