@@ -15,8 +15,10 @@ help: ## Show this help
 setup: $(VENV)/.local ## Make .venv with all that the platform needs to run
 
 $(VENV)/.local: pyproject.toml scripts/install_torch.sh
-	@command -v $(PYTHON) >/dev/null || { echo "memfold needs Python 3.11 or later as $(PYTHON)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "memfold needs Python 3.11 or later; name it with PYTHON=..."; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "memfold needs Python's venv (Debian: apt install python3-venv)"; exit 1; }
 	@echo "Installing torch ..."
 	@scripts/install_torch.sh $(BIN)/python
 	@echo "Installing memfold ..."
@@ -37,7 +39,8 @@ demo: $(VENV)/.local ## Show the main job: a conversation in, answers from its m
 	@$(BIN)/memfold demo $(ARGS)
 
 up: $(VENV)/.local ## Run the platform here until ctrl-C; BACKBONE= and ADAPTER= serve another model
-	@$(BIN)/memfold up $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(ARGS)
+	@$(BIN)/memfold up $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(ARGS) \
+		|| test $$? -eq 130
 
 test: $(VENV)/.test ## Run the tests
 	@$(BIN)/pytest $(ARGS)
@@ -61,4 +64,4 @@ train-tiny: $(VENV)/.test ## Train models/memfold-tiny anew
 	$(BIN)/python -m memfold_training.tiny $(ARGS)
 
 clean: ## Remove what the other commands made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

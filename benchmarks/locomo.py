@@ -88,8 +88,9 @@ def append(memfold: Memfold, talks: dict[str, list[Turn]]) -> tuple[list[float],
     acks, wrong = [], []
     for ack in memfold.stream(clocked(), create=True):
         name = ack.memory.rsplit("/", 1)[1]
-        acks.append(time.perf_counter() - sent[name, ack.id])
-        if ack.error is not None:
+        if ack.error is None:
+            acks.append(time.perf_counter() - sent[name, ack.id])
+        else:
             wrong.append(f"{name} {ack.id}: {ack.error}")
     return acks, wrong
 

@@ -143,7 +143,7 @@ def test_prometheus_sees_every_instrument_under_its_promised_name(free_port):
             histogram.record(0.02)
         for counter in (numbers.fold_tokens, numbers.generated_tokens):
             counter.add(7)
-        for gauge in (numbers.behind_memories, numbers.behind_oldest_seconds, numbers.behind_turns):
+        for gauge in (numbers.behind_memories, numbers.behind_oldest_seconds):
             gauge.set(3, {"fingerprint": "abc"})
         numbers.open_streams.add(2)
         numbers.open_streams.add(-1)
@@ -155,7 +155,6 @@ def test_prometheus_sees_every_instrument_under_its_promised_name(free_port):
             "memfold_append_ack_seconds": "histogram",
             "memfold_behind_memories": "gauge",
             "memfold_behind_oldest_seconds": "gauge",
-            "memfold_behind_turns": "gauge",
             "memfold_fold_seconds": "histogram",
             "memfold_fold_tokens_total": "counter",
             "memfold_fold_lag_seconds": "histogram",

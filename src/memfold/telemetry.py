@@ -59,7 +59,6 @@ class Instruments:
     append_ack_seconds: Histogram
     behind_memories: Gauge
     behind_oldest_seconds: Gauge
-    behind_turns: Gauge
     fold_seconds: Histogram
     fold_tokens: Counter
     fold_lag_seconds: Histogram
@@ -83,7 +82,6 @@ class Instruments:
             append_ack_seconds=seconds("memfold.append.ack", "AppendTurns, or one turn of a stream, to its ack"),
             behind_memories=meter.create_gauge("memfold.behind.memories", "{memory}", "Memories with unfolded turns"),
             behind_oldest_seconds=meter.create_gauge("memfold.behind.oldest", "s", "How long the first has waited"),
-            behind_turns=meter.create_gauge("memfold.behind.turns", "{turn}", "Turns not folded yet"),
             fold_seconds=seconds("memfold.fold", "One batch on the device"),
             fold_tokens=meter.create_counter("memfold.fold.tokens", "{token}", "Tokens folded"),
             fold_lag_seconds=seconds("memfold.fold.lag", "Append of a turn to the commit that folded it"),

@@ -56,7 +56,7 @@ class AdapterConfig:
         alpha: corrections are scaled by alpha / rank.
         num_state_heads: states side by side in a layer.
         memory_write_granularity: write every token, or the mean of a message or of a sentence.
-        state_update_mode: how keep and erase follow from the gates; see ``LayerMemory.gates``.
+        state_update_mode: how keep and erase follow from the gates; see ``LayerMemory.projections``.
         couple_lambda: the keep gate is 1 - beta instead of a gate of its own.
         rankwise_gates: a gate a row of the state instead of one a head.
         delta_heads: which projections are corrected.

@@ -18,8 +18,8 @@ from memfold_osam.attach import DeltaMemory
 from memfold_osam.turns import TurnFormat
 
 CARD_FILE = "memfold_card.json"
-# Of each tensor, so many numbers go into the fingerprint, evenly spread: reading all of a large model
-# would cost minutes at every start.
+# Of each of the backbone's tensors, so many numbers go into the fingerprint, evenly spread: reading all of a large
+# model would cost minutes at every start. The adapter is read whole.
 SAMPLED = 4096
 
 
@@ -168,15 +168,16 @@ def _fingerprint(
     turns: TurnFormat,
     block_tokens: int,
 ) -> str:
-    """SHA-256 over backbone, adapter, tokenizer, turn format and block size."""
+    """SHA-256 over backbone (its config, and its weights by sample), adapter, tokenizer, turn format and block size."""
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_THE_MODEL}
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    adapter = {k: v for k, v in vars_of(memory).items() if k not in _NOT_THE_ADAPTER}
-    for part in (config, adapter, vocabulary, turns.fingerprint_text(), block_tokens):
+    adapter = {k: v for k, v in _config(memory).items() if k not in _NOT_THE_ADAPTER}
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    for part in (config, adapter, vocabulary, rules, turns.fingerprint_text(), block_tokens):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\x00")
-    _digest_tensors(digest, sorted(model.state_dict().items()))
-    _digest_tensors(digest, sorted(adapter_weights(memory).items()))
+    _digest_tensors(digest, sorted(model.state_dict().items()), SAMPLED)
+    _digest_tensors(digest, sorted(adapter_weights(memory).items()), 0)
     return digest.hexdigest()
 
 
@@ -184,13 +185,14 @@ _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype
 _NOT_THE_ADAPTER = {"beta_bias_init", "output_init", "base_slice_ref_width", "online_gain", "delta_scale_init"}
 
 
-def vars_of(memory: DeltaMemory) -> dict[str, Any]:
+def _config(memory: DeltaMemory) -> dict[str, Any]:
     """The adapter's configuration as plain data."""
     return {name: getattr(memory.config, name) for name in memory.config.__slots__}
 
 
-def _digest_tensors(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _digest_tensors(digest: Any, tensors: Iterable[tuple[str, Tensor]], sampled: int) -> None:
     for name, tensor in tensors:
         flat = tensor.detach().flatten()
-        sample = flat[:: max(1, len(flat) // SAMPLED)].to("cpu", torch.float32).contiguous()
+        step = max(1, len(flat) // sampled) if sampled else 1
+        sample = flat[::step].to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())

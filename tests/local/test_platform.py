@@ -96,7 +96,8 @@ def test_a_child_that_is_killed_is_named(tmp_path, fake_services, name):
             platform.wait()
 
 
-def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path, fake_services):
+def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path, fake_services, monkeypatch):
+    monkeypatch.setattr("memfold.local.platform._TEARDOWN_S", 0)
     script = fake_services / "memfold-writer"
     script.write_text(script.read_text().replace("signal.SIGTERM, stop", "signal.SIGTERM, signal.SIG_IGN"))
     platform = Platform.start(PlatformSettings(tmp_path / "data", listen=ANY_PORT, grace_s=0.2))
@@ -151,3 +152,19 @@ def test_when_the_platform_itself_is_killed_no_child_survives(tmp_path, fake_ser
         assert all(alive(pid) for pid in pids)
         parent.kill()
         wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_platform_that_a_shell_started_in_the_background_obeys_ctrl_c(tmp_path, fake_services):
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from memfold.local import child
+        child.program = lambda name: Path({str(fake_services)!r}) / name
+        from memfold.cli import app
+        app(["up", "--json", "--listen", "127.0.0.1:0", "--redis-url", "", "--data-dir", {str(tmp_path / "data")!r}])
+    """)
+    background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", program]
+    with subprocess.Popen(background, stdout=subprocess.PIPE, text=True) as platform:
+        pids = json.loads(platform.stdout.readline())["pids"]
+        platform.send_signal(signal.SIGINT)
+        assert platform.wait(60) == 130
+    assert not any(alive(pid) for pid in pids.values())

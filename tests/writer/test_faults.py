@@ -55,10 +55,10 @@ async def test_a_writer_killed_in_the_middle_of_a_fold_leaves_no_trace(
 
 
 async def test_a_long_fold_keeps_its_lease_and_a_writer_that_slept_past_it_commits_nothing(
-    store, start_writer, hinter, some_turns, check_folded, folding, line_of, until
+    store, start_writer, hinter, check_folded, folding, line_of, until
 ):
     writers = [start_writer(lease_s=3) for _ in range(2)]
-    turns = [*some_turns(3), LONGER]
+    turns = [LONGER]
     kept, slept = MemoryName("acme", "kept"), MemoryName("acme", "slept")
 
     async def begin(name: MemoryName) -> None:
@@ -105,11 +105,11 @@ async def test_a_writer_asked_to_stop_finishes_what_it_folds(
 
 
 async def test_a_writer_asked_to_stop_gives_back_what_it_cannot_finish_in_time(
-    store, start_writer, hinter, name, some_turns, folding, line_of
+    store, start_writer, hinter, name, folding, line_of
 ):
     writer = start_writer(grace_s=5, lease_s=60)
     await store.create_memory(name)
-    result = await store.append(name, [*some_turns(3), HUGE])
+    result = await store.append(name, [HUGE])
     hinter.hint(result.fingerprint, name.partition)
     await folding(writer)
     started = time.monotonic()
@@ -167,7 +167,7 @@ async def test_a_writer_started_before_redis_waits_for_it(
 
 async def test_a_broken_device_ends_the_process_with_a_failure(store, start_writer, hinter, name, some_turns, line_of):
     broken = (
-        "import torch, memfold_osam.fold as fold\n"
+        "import sys, torch, memfold_osam.fold as fold\n"
         "whole = fold.Folder.fold\n"
         "def broken(self, jobs):\n"
         "    if len(jobs[0].messages) > 1:\n"
@@ -175,7 +175,7 @@ async def test_a_broken_device_ends_the_process_with_a_failure(store, start_writ
         "    return whole(self, jobs)\n"
         "fold.Folder.fold = broken\n"
         "from memfold_writer.__main__ import main\n"
-        "main()\n"
+        "sys.exit(main())\n"
     )
     writer = start_writer(command=[sys.executable, "-P", "-c", broken])
     await store.create_memory(name)
@@ -184,3 +184,20 @@ async def test_a_broken_device_ends_the_process_with_a_failure(store, start_writ
     assert await asyncio.to_thread(writer.process.wait, 120) == 1
     line = await line_of(name)
     assert (line["applied"], line["attempts"], line["claim"]) == ("0", "1", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ({"batch_tokens": "none"}, 2, "MEMFOLD_BATCH_TOKENS"),
+        ({"durability": "hope"}, 2, "MEMFOLD_DURABILITY"),
+        ({"durability": "replica"}, 1, "needs 1 connected replicas"),
+        ({"backbone": "/no/such/model"}, 1, "/no/such/model"),
+        ({"listen": "203.0.113.1:50053"}, 1, "cannot listen on 203.0.113.1:50053"),
+    ],
+)
+def test_a_writer_that_cannot_start_says_why(start_writer, settings, code, words):
+    writer = start_writer(ready=False, **settings)
+    assert writer.process.wait(120) == code
+    assert words in writer.log
+    assert "Traceback" not in writer.log

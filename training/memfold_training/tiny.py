@@ -45,7 +45,7 @@ ROUNDS = (
 )
 
 DESCRIPTION = (
-    "memfold-tiny is a 0.9 M parameter model made for demonstrations. It understands short English sentences "
+    "memfold-tiny is a model of a million parameters, made for demonstrations. It understands short English sentences "
     "in which you tell something about yourself - where you live, your job, pet, favorite color, food or drink, "
     "sport, instrument, hobby, language, birthplace, fruit, flower, best friend, way to work, subject - "
     "and questions about them."

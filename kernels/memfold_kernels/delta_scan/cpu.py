@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
-_jit: Callable[[Callable[..., None]], Callable[..., None]] = numba.njit(
-    nogil=True, fastmath={"contract", "nsz"}, error_model="numpy"
-)
+
+
+def _jit(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile on first use, and keep the result on disk where there is a place to write to."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # a read-only installation
+        compiled = numba.njit(**options)(function)
+    return compiled
 
 
 @_jit

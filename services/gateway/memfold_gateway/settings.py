@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         ready_file: written once the gateway serves; none where it is empty.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MEMFOLD_")
+    model_config = SettingsConfigDict(env_prefix="MEMFOLD_", env_ignore_empty=True, frozen=True)
 
     api_keys_file: Path
     redis_url: str = "redis://127.0.0.1:6379/0"

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from itertools import groupby
 
 from memfold import telemetry
 from memfold.api.convert import new_turn_from_message
@@ -122,15 +123,15 @@ class TurnStream:
             BaseException: what has kept some from being answered.
         """
         hold_until = time.monotonic() + _HOLD_S
-        groups: dict[tuple[MemoryName, bool], list[_Entry]] = {}
+        groups: dict[MemoryName, list[_Entry]] = {}
         for entry in entries:
             if self._read(entry):
                 assert entry.name is not None
-                groups.setdefault((entry.name, entry.request.allow_missing), []).append(entry)
+                groups.setdefault(entry.name, []).append(entry)
         try:
             if len(groups) == 1:
-                ((key, group),) = groups.items()
-                await self._append_group(*key, group, hold_until)
+                ((name, group),) = groups.items()
+                await self._append_memory(name, group, hold_until)
             else:
                 await self._append_groups(groups, hold_until)
         finally:
@@ -138,9 +139,9 @@ class TurnStream:
                 if not entry.answered.done():
                     entry.answered.set_result(None)
 
-    async def _append_groups(self, groups: dict[tuple[MemoryName, bool], list[_Entry]], hold_until: float) -> None:
+    async def _append_groups(self, groups: dict[MemoryName, list[_Entry]], hold_until: float) -> None:
         """Append to several memories side by side; a fault of one waits until the others are through."""
-        appends = [self._append_group(*key, group, hold_until) for key, group in groups.items()]
+        appends = [self._append_memory(name, group, hold_until) for name, group in groups.items()]
         for fault in await asyncio.gather(*appends, return_exceptions=True):
             if fault is not None:
                 raise fault
@@ -155,19 +156,36 @@ class TurnStream:
             entry.reject(error)
         return entry.turn is not None
 
-    async def _append_group(self, name: MemoryName, create: bool, entries: list[_Entry], hold_until: float) -> None:
-        """Append turns of one memory: all at once, or where that is refused one by one, so that each has its own say."""
+    async def _append_memory(self, name: MemoryName, entries: list[_Entry], hold_until: float) -> None:
+        """Append turns of one memory in order; those that follow one another alike go in at once."""
+        full: BacklogFullError | None = None
+        for create, run in groupby(entries, key=lambda entry: bool(entry.request.allow_missing)):
+            full = await self._append_run(name, create, [*run], hold_until, full)
+
+    async def _append_run(
+        self, name: MemoryName, create: bool, entries: list[_Entry], hold_until: float, full: BacklogFullError | None
+    ) -> BacklogFullError | None:
+        """Append all at once, or where that is refused one by one, so that each has its own say.
+
+        Once one has found the memory full, those behind it are turned away too: sent again, they keep their order.
+        """
+        if full is not None:
+            for entry in entries:
+                entry.reject(full)
+            return full
         try:
             await self._append_turns(name, create, entries)
         except _REJECTIONS as error:
             if len(entries) > 1:
                 for entry in entries:
-                    await self._append_group(name, create, [entry], hold_until)
+                    full = await self._append_run(name, create, [entry], hold_until, full)
             elif isinstance(error, BacklogFullError) and time.monotonic() < hold_until:
                 await asyncio.sleep(max(0.05, min(error.retry_after_ms / 1000, hold_until - time.monotonic())))
-                await self._append_group(name, create, entries, hold_until)
+                return await self._append_run(name, create, entries, hold_until, full)
             else:
                 entries[0].reject(error)
+                full = error if isinstance(error, BacklogFullError) else None
+        return full
 
     async def _append_turns(self, name: MemoryName, create: bool, entries: list[_Entry]) -> None:
         turns = [entry.turn for entry in entries if entry.turn is not None]

@@ -16,7 +16,6 @@ from memfold.api.v1 import generation_service_pb2 as pb
 from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceServicer
 from memfold.api.values import MemoryName, ModelCard, Revision, Role
 from memfold.rpc.deadline import answer_in
-from memfold_osam.serving import ServedModel
 from memfold_osam.turns import Message
 from memfold_reader.reader import Answer, MemoryUse, Reader
 from memfold_reader.reply import Finished, FinishReason
@@ -88,7 +87,7 @@ class GenerationService(GenerationServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: ARG002, N802
         """Describe what serves."""
-        return pb.GetModelResponse(model=model_to_message(_card(self._ready().served)))
+        return pb.GetModelResponse(model=model_to_message(ModelCard.of(self._ready().served)))
 
     def _ready(self) -> Reader:
         if self._is_stopping():
@@ -176,17 +175,4 @@ def _score(score: Score) -> pb.ContinuationScore:
         token_log_probabilities=score.log_probabilities,
         token_count=len(score.log_probabilities),
         is_greedy=score.is_greedy,
-    )
-
-
-def _card(served: ServedModel) -> ModelCard:
-    return ModelCard(
-        fingerprint=served.fingerprint,
-        backbone=served.backbone,
-        adapter=served.adapter,
-        state_shape=served.state_shape,
-        block_tokens=served.block_tokens,
-        context_tokens=served.context_tokens,
-        description=served.description,
-        examples=served.examples,
     )

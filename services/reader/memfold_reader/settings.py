@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The reader's settings, each from ``MEMFOLD_`` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="MEMFOLD_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="MEMFOLD_", env_ignore_empty=True, frozen=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     listen: str = "0.0.0.0:50052"
@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     backbone: str = ""
     adapter: str = ""
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
 
     max_active: Annotated[int, Field(gt=0)] = 32

@@ -36,8 +36,16 @@ class LoopThread:
             raise
 
     def stop(self) -> None:
-        """End the loop and its thread; what still runs on it is dropped."""
+        """End the loop and its thread; what still runs on it is cancelled."""
+        self.run(_cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._loop.close()
+
+
+async def _cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

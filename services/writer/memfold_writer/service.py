@@ -8,12 +8,13 @@ import os
 import secrets
 import signal
 import socket
+from contextlib import AsyncExitStack
 from types import FrameType
 
 import torch
 
 from memfold import telemetry
-from memfold.api.errors import MemfoldError, StoreUnavailableError
+from memfold.api.errors import StoreUnavailableError
 from memfold.api.values import ModelCard
 from memfold.hints import Hinter, celery_app
 from memfold.rpc.server import LIVE, Server
@@ -45,6 +46,7 @@ class Writer:
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._stopping = Stopping(settings.grace_s)
         self._consuming = False
+        self._opened = AsyncExitStack()
         self._background: list[asyncio.Task[None]] = []
 
     def run(self) -> int:
@@ -60,23 +62,26 @@ class Writer:
         observed = telemetry.setup("memfold-writer", self._settings.metrics_port)
         loop = LoopThread()
         try:
-            health = loop.run(self._open_health())
-            served = self._load()
-            device = Device(served, self._settings.batch_tokens)
-            loop.run(device.warm_up())
-            store = loop.run(self._open_store(served))
-            code = self._consume(loop, health, store, device, served)
-            loop.run(self._close(health, store))
+            code, finished = self._serve(loop)
         finally:
+            loop.run(self._opened.aclose())
             observed.shutdown()
             loop.stop()
         _log.info("stopped")
-        # The interpreter's own end takes handlers off first: an alarm would then kill, and look like a failure.
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if device.busy:  # an abandoned fold would hold up the interpreter's own end
+        if not finished:  # an abandoned fold would hold up the interpreter's own end
             logging.shutdown()
             os._exit(code)
         return code
+
+    def _serve(self, loop: LoopThread) -> tuple[int, bool]:
+        """Load, open, consume. Returns the exit code, and whether the device has come to rest."""
+        health = loop.run(self._open_health())
+        served = self._load()
+        device = Device(served, self._settings.batch_tokens)
+        loop.run(device.warm_up())
+        store = loop.run(self._open_store(served))
+        code = self._consume(loop, health, store, device, served)
+        return code, not device.busy
 
     def _consume(self, loop: LoopThread, health: Server, store: Store, device: Device, served: ServedModel) -> int:
         """Put the parts together and consume hints until somebody says stop; gives back what is still claimed."""
@@ -132,6 +137,7 @@ class Writer:
         ready_file = str(self._settings.ready_file or "")
         health = Server(self._settings.listen, grace_s=_HEALTH_GRACE_S, ready_file=ready_file)
         await health.start()
+        self._opened.push_async_callback(health.stop)
         return health
 
     async def _open_store(self, served: ServedModel) -> Store:
@@ -148,11 +154,10 @@ class Writer:
         store = await Store.open(
             settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
         )
-        try:
-            await store.register_model(_card(served))
-        except MemfoldError:
-            await store.close()
-            raise
+        async with AsyncExitStack() as opened:
+            opened.push_async_callback(store.close)
+            await store.register_model(ModelCard.of(served))
+            await self._opened.enter_async_context(opened.pop_all())
         return store
 
     async def _begin(self, claims: Claims, reconciler: Reconciler) -> None:
@@ -166,10 +171,6 @@ class Writer:
             await claims.give_back()
         except StoreUnavailableError as error:
             _log.warning("claims were not given back, their leases will end: %s", error)
-
-    async def _close(self, health: Server, store: Store) -> None:
-        await health.stop()
-        await store.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if not self._consuming:  # nothing is claimed yet
@@ -185,16 +186,3 @@ class Writer:
             signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
             signal.setitimer(signal.ITIMER_REAL, HARD_STOP_SHARE * self._settings.grace_s)
         worker.stop(code)
-
-
-def _card(served: ServedModel) -> ModelCard:
-    return ModelCard(
-        fingerprint=served.fingerprint,
-        backbone=served.backbone,
-        adapter=served.adapter,
-        state_shape=served.state_shape,
-        block_tokens=served.block_tokens,
-        context_tokens=served.context_tokens,
-        description=served.description,
-        examples=tuple(served.examples),
-    )

@@ -175,6 +175,11 @@ class ModelCard:
     description: str = ""
     examples: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """The card of a loaded model: anything that has this card's fields as attributes."""
+        return cls(**{name: getattr(model, name) for name in cls.__slots__})
+
     @property
     def state_bytes(self) -> int:
         """Bytes of one memory's state in fp32."""

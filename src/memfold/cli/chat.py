@@ -33,7 +33,7 @@ def chat(
     ] = 0,
     gain: Annotated[float, typer.Option(min=0, max=4, help="How strongly the memory steers; 0: not at all.")] = 1.0,
     temperature: Annotated[float, typer.Option(min=0, max=4, help="0: always the most likely token.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, max=32768, help="Longest answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=0, max=32768, help="Longest answer; 0: as long as fits.")] = 0,
 ) -> None:
     """Talk to a memory; it remembers across restarts.
 

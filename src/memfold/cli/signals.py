@@ -12,6 +12,10 @@ def _exit(number: int, _: FrameType | None) -> None:
 
 
 def exit_on_termination() -> None:
-    """From now on SIGTERM and SIGHUP unwind like ctrl-C does, so that children are stopped and files removed."""
+    """From now on SIGTERM and SIGHUP unwind like ctrl-C does, so that children are stopped and files removed.
+
+    SIGINT too is taken on purpose: a shell starts background jobs deaf to it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)

@@ -6,8 +6,11 @@ from memfold.api.errors import MemfoldError
 from memfold.client.calls import SERVICES
 from memfold.rpc.channel import channel_options
 
-# The client makes every id itself, so that all calls may be repeated; a stream is resumed rather than repeated.
-OPTIONS = channel_options(retry=list(SERVICES.values()), once=[(SERVICES["memory"], "StreamTurns")])
+# The client makes every id itself, so that calls may be repeated. Two may not: a stream is resumed instead, and a deletion
+# could hit a memory that somebody has made anew under the same name.
+OPTIONS = channel_options(
+    retry=list(SERVICES.values()), once=[(SERVICES["memory"], "StreamTurns"), (SERVICES["memory"], "DeleteMemory")]
+)
 
 _PASSING = {"UNREACHABLE", "STORE_UNAVAILABLE", "NOT_DURABLE", "MODEL_LOADING", "SHUTTING_DOWN"}
 

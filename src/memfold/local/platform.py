@@ -29,6 +29,8 @@ from memfold.local.settings import ANY_PORT, PlatformSettings, inherited_environ
 # A backbone from a hub may have to be downloaded first.
 READY_TIMEOUT_S = 1800.0
 _STARTING_POLL_S = 0.05
+# Beyond its grace a process needs a moment to end: an interpreter that has loaded torch, a second of computing.
+_TEARDOWN_S = 5.0
 _RUNNING_POLL_S = 0.2
 
 
@@ -143,7 +145,7 @@ class Platform:
         if self._findable:
             self._data_dir.connection.unlink(missing_ok=True)
         while self.members:
-            self.members[-1].stop(self.settings.grace_s)
+            self.members[-1].stop(self.settings.grace_s + _TEARDOWN_S)
             self.members.pop()
         self._held.close()
 
@@ -215,7 +217,7 @@ def _exclusive(data_dir: DataDir) -> Iterator[None]:
 
 
 def _require_free(address: str) -> None:
-    """GRPC servers share a port silently (SO_REUSEPORT), so look before."""
+    """Look before anything is started: the gateway, which comes last, would be the one to find out."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -16,8 +16,8 @@ def default_threads() -> int:
 
 
 def inherited_environment() -> dict[str, str]:
-    """The environment of this process, for its children."""
-    return dict(os.environ)
+    """The environment of this process, for its children; a port that only one of them could have stays behind."""
+    return {name: value for name, value in os.environ.items() if name != "MEMFOLD_METRICS_PORT"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""The parts of a writer put together here, on a real store and the real model, to see what a process hides."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from memfold.api.values import MemoryName
+from memfold.store import Anchor
+from memfold_writer import reconciler as reconciling
+from memfold_writer.claims import Claims
+from memfold_writer.device import Device
+from memfold_writer.drainer import Drainer
+from memfold_writer.gatherer import Gatherer
+from memfold_writer.metrics import Metrics
+from memfold_writer.reconciler import Reconciler
+from memfold_writer.stopping import Stopping
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class CountingDevice(Device):
+    """Remembers which memories were folded together."""
+
+    def __init__(self, served) -> None:
+        super().__init__(served, 16384)
+        self.batches: list[list[str]] = []
+
+    def fold(self, works):
+        self.batches.append(sorted(work.claim.name.memory for work in works))
+        return super().fold(works)
+
+
+@pytest.fixture
+def device(served):
+    made = CountingDevice(served)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stopping():
+    return Stopping(grace_s=0)
+
+
+@pytest.fixture
+def gatherer(store, registered, device, claims):
+    return Gatherer(store, claims, device, batch_tokens=16384)
+
+
+@pytest.fixture
+def claims(store, registered):
+    return Claims(store, Metrics(), fingerprint=registered, owner="test", lease_s=30)
+
+
+@pytest.fixture
+def drainer(store, served, device, claims, gatherer, stopping):
+    return Drainer(
+        store,
+        claims,
+        gatherer,
+        device,
+        Metrics(),
+        stopping=stopping,
+        hint=lambda _: None,
+        shape=served.state_shape,
+    )
+
+
+async def append_to(store, names, turns):
+    for name in names:
+        await store.append(name, turns, create=True)
+
+
+async def test_a_batch_that_fails_is_folded_one_by_one_and_only_the_culprit_waits(
+    store, registered, served, device, gatherer, drainer, some_turns, check_folded, line_of
+):
+    ill, *well = names = [MemoryName("acme", name) for name in ("ill", "anna", "ben")]
+    await append_to(store, [ill], some_turns(1))
+    [claim] = await store.claim(registered, ill.partition, owner="test", lease_s=9, limit=1)
+    layers, heads, rows, columns = served.state_shape
+    size = 4 * layers * heads * rows * columns
+    nan = Anchor(sequence=1, offset=0, data=b"\x00\x00\xc0\x7f" * (size // 4))
+    assert await store.commit(claim, applied=1, state=bytes(size), shape=served.state_shape, anchor=nan)
+    await append_to(store, [ill], some_turns(2, start=2))
+    await append_to(store, well, some_turns(2))
+
+    gatherer.note_due([name.partition for name in names])
+    await drainer.drain(ill.partition)
+    assert device.batches[0] == ["anna", "ben", "ill"]
+    assert sorted(device.batches[1:]) == [["anna"], ["ben"], ["ill"]]
+    for name in well:
+        await check_folded(name, some_turns(2))
+    line = await line_of(ill)
+    assert (line["applied"], line["attempts"], line["claim"]) == ("1", "1", "")
+    assert await store.due_partitions(registered) == [], "the culprit is due again only after a rest"
+
+
+async def test_a_memory_that_failed_before_is_folded_alone(
+    store, registered, device, gatherer, drainer, some_turns, check_folded
+):
+    suspect, other = names = [MemoryName("acme", name) for name in ("suspect", "other")]
+    await append_to(store, names, some_turns(2))
+    for _ in range(2):
+        [claim] = await store.claim(registered, suspect.partition, owner="test", lease_s=9, limit=1)
+        await store.release(claim, delay_s=0)
+    gatherer.note_due([name.partition for name in names])
+    await drainer.drain(suspect.partition)
+    assert device.batches == [["other"], ["suspect"]]
+    for name in (suspect, other):
+        await check_folded(name, some_turns(2))
+
+
+async def test_a_writer_that_stops_claims_nothing_new(
+    store, registered, device, drainer, stopping, name, some_turns, line_of
+):
+    await append_to(store, [name], some_turns(2))
+    stopping.begin()
+    await drainer.drain(name.partition)
+    assert device.batches == []
+    assert (await line_of(name)).get("fence", "0") == "0"
+
+
+async def test_hints_that_never_come_round_are_noticed(store, registered, drainer, name, some_turns, monkeypatch):
+    monkeypatch.setattr(reconciling, "STALLED_S", 0.2)
+    heard: asyncio.Queue[bool] = asyncio.Queue()
+    hinted: list[int] = []
+    reconciler = Reconciler(
+        store,
+        Metrics(),
+        fingerprint=registered,
+        hint=hinted.append,
+        note_due=lambda _: None,
+        idle_s=lambda: drainer.idle_s,
+        live=heard.put,
+        interval_s=0.05,
+    )
+    running = asyncio.create_task(reconciler.run())
+    await append_to(store, [name], some_turns(2))
+    assert await heard.get() is False
+    assert hinted == [name.partition]
+    await drainer.drain(name.partition)
+    assert await heard.get() is True
+    running.cancel()
