@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from memfold.api.values import MemoryName
+from memfold.api.values import MemoryName, Role, Turn
 from memfold.store import Anchor
 from memfold_writer import reconciler as reconciling
 from memfold_writer.claims import Claims
@@ -74,6 +74,31 @@ async def append_to(store, names, turns):
 
 
 async def test_a_batch_that_fails_is_folded_one_by_one_and_only_the_culprit_waits(
+    store, registered, device, gatherer, drainer, some_turns, check_folded, line_of, monkeypatch
+):
+    ill, *well = names = [MemoryName("acme", name) for name in ("ill", "anna", "ben")]
+    await append_to(store, [ill], [*some_turns(2), Turn("poison", Role.USER, "poison")])
+    await append_to(store, well, some_turns(2))
+    whole = device._folder.fold
+
+    def fold(jobs):
+        if any(message.content == "poison" for job in jobs for message in job.messages):
+            raise RuntimeError("no kernel for this")
+        return whole(jobs)
+
+    monkeypatch.setattr(device._folder, "fold", fold)
+    gatherer.note_due([name.partition for name in names])
+    await drainer.drain(ill.partition)
+    assert device.batches[0] == ["anna", "ben", "ill"]
+    assert sorted(device.batches[1:]) == [["anna"], ["ben"], ["ill"]]
+    for name in well:
+        await check_folded(name, some_turns(2))
+    line = await line_of(ill)
+    assert (line["applied"], line["attempts"], line["claim"]) == ("0", "1", "")
+    assert await store.due_partitions(registered) == [], "the culprit is due again only after a rest"
+
+
+async def test_a_state_that_is_not_finite_spoils_no_other_of_its_batch(
     store, registered, served, device, gatherer, drainer, some_turns, check_folded, line_of
 ):
     ill, *well = names = [MemoryName("acme", name) for name in ("ill", "anna", "ben")]
@@ -89,12 +114,11 @@ async def test_a_batch_that_fails_is_folded_one_by_one_and_only_the_culprit_wait
     gatherer.note_due([name.partition for name in names])
     await drainer.drain(ill.partition)
     assert device.batches[0] == ["anna", "ben", "ill"]
-    assert sorted(device.batches[1:]) == [["anna"], ["ben"], ["ill"]]
+    assert device.batches[-1] == ["ill"]
     for name in well:
         await check_folded(name, some_turns(2))
     line = await line_of(ill)
     assert (line["applied"], line["attempts"], line["claim"]) == ("1", "1", "")
-    assert await store.due_partitions(registered) == [], "the culprit is due again only after a rest"
 
 
 async def test_a_memory_that_failed_before_is_folded_alone(

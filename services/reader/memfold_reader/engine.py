@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from memfold.api.errors import MemfoldError, ReaderUnavailableError, ShuttingDownError
+from memfold_osam.device import device_failed
 from memfold_reader.runner import Runner
 from memfold_reader.work import Work
 
@@ -126,17 +127,16 @@ class Engine:
         try:
             if work.advance(self._runner):
                 self._leave(work)
-        except torch.AcceleratorError:
-            # Nothing that runs on the device after this can be trusted: the process has to go.
-            _logger.critical("the device failed", exc_info=True)
-            work.fail(MemfoldError("the device failed"))
-            self._leave(work)
-            return False
         except torch.OutOfMemoryError as error:
             _logger.error("a request ran out of device memory: %s", error)  # noqa: TRY400  the trace says nothing more
             work.fail(ReaderUnavailableError("the reader is out of memory", retry_after_ms=_RETRY_MS))
             self._leave(work)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if device_failed(error):
+                _logger.critical("the device failed", exc_info=True)
+                work.fail(MemfoldError("the device failed"))
+                self._leave(work)
+                return False
             # The worker's outer loop: one request's fault must not end the others. Its text may hold contents.
             frames = "".join(traceback.format_tb(error.__traceback__))
             _logger.error("a request failed: %s\n%s", type(error).__qualname__, frames)  # noqa: TRY400

@@ -12,6 +12,7 @@ import torch
 from memfold.api.errors import MemfoldError
 from memfold.api.values import Turn
 from memfold.store import Anchor
+from memfold_osam.device import device_failed
 from memfold_osam.fold import Folder, FoldJob, FoldResult
 from memfold_osam.serving import ServedModel
 from memfold_osam.state import state_from_bytes, state_to_bytes
@@ -83,7 +84,7 @@ class Device:
             results = self._folder.fold([self._job(work) for work in works])
             return [_folded(work, result) for work, result in zip(works, results, strict=True)]
         except RuntimeError as error:
-            if _device_failed(error):
+            if device_failed(error):
                 raise DeviceFailedError(str(error)) from error
             raise
         finally:
@@ -115,11 +116,3 @@ def _anchor(work: Work, result: FoldResult) -> Anchor | None:
     index = result.anchor_index
     before = work.turns[index - 1].sequence if index else work.anchor.sequence
     return Anchor(sequence=before, offset=result.anchor_offset, data=state_to_bytes(result.anchor))
-
-
-def _device_failed(error: RuntimeError) -> bool:
-    """Whether CUDA is broken for this process. Running out of memory is not: a smaller batch may do."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return False
-    words = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
-    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in words)

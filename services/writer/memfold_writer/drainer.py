@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from memfold import telemetry
 from memfold.api.errors import StoreUnavailableError
@@ -85,7 +86,8 @@ class Drainer:
             _log.warning("partition %d was left: %s", partition, error)
             self._claims.forget()
         except Exception as error:
-            await self._claims.fail_all(error)
+            with suppress(StoreUnavailableError):  # what has failed must come through, a broken device above all
+                await self._claims.fail_all(error)
             raise
         else:
             await self._claims.give_back()  # left over where the writer stops between two batches
