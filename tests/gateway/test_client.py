@@ -237,9 +237,10 @@ async def test_a_stream_goes_on_through_restarts_of_the_gateway_with_nothing_los
     running = asyncio.Event()
 
     async def serve():
+        nonlocal settings
         for _ in range(3):
             async with gateway(settings) as server:
-                settings.listen = server.address
+                settings = settings.model_copy(update={"listen": server.address})
                 running.set()
                 before = len(acks)
                 while len(acks) < before + 60 and len(acks) < count:  # noqa: ASYNC110

@@ -123,7 +123,7 @@ def test_control_characters_of_others_never_reach_the_terminal(memfold):
 def test_the_examples_work_as_they_stand(memfold, platform):
     examples = Path(__file__).parents[2] / "examples"
     done = memfold("ingest", str(examples / "conversation.jsonl"), "--json")
-    assert json.loads(done.stdout) == {"appended": 8, "duplicates": 0, "failed": []}
+    assert json.loads(done.stdout) == {"appended": 10, "duplicates": 0, "failed": []}
     client = [sys.executable, str(examples / "client.py"), platform.target, platform.api_key]
     answered = subprocess.run(client, capture_output=True, text=True, timeout=300, check=False)
     assert answered.returncode == 0, answered.stderr

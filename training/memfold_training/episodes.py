@@ -25,6 +25,7 @@ class Curriculum:
     small_talk: tuple[int, int] = (0, 0)
     unknown: tuple[int, int] = (0, 0)
     foreign: float = 0.5
+    silent: float = 0.0
 
     def draw(self, rng: random.Random, rows: int) -> list[Dialogue]:
         """Dialogues of the training split, all of one shape: a batch of them needs little padding."""
@@ -35,7 +36,10 @@ class Curriculum:
             "small_talk": rng.randint(*self.small_talk),
             "unknown": rng.randint(*self.unknown) if facts else 1,
         }
-        return [generate(rng.getrandbits(48), foreign=self.foreign, split="train", **shape) for _ in range(rows)]
+        return [
+            generate(rng.getrandbits(48), foreign=self.foreign, silent=self.silent, split="train", **shape)
+            for _ in range(rows)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,18 @@ ROUNDS = (
         learning_rate=5e-3,
         decision=0.5,
     ),
+    # Not every turn is answered: an adapter that has only seen answered ones writes a fact down while the answer is read.
+    Round(
+        (
+            Phase(
+                450,
+                24,
+                Curriculum(facts=(1, 5), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5, silent=0.5),
+            ),
+        ),
+        learning_rate=3e-3,
+        decision=0.5,
+    ),
 )
 
 DESCRIPTION = (
@@ -68,6 +80,7 @@ def scores(backbone: PreTrainedModel, model: WriteThenRead, encoder: TurnEncoder
         "frozen_3_facts": figure(from_state(model, encoder, dialogues=100, facts=3, zeroed=True)),
         "full_context_3_facts": figure(from_context(backbone, encoder, dialogues=100, facts=3)),
         "full_context_6_facts": figure(from_context(backbone, encoder, dialogues=100, facts=6)),
+        "state_alone_3_facts_no_replies": figure(from_state(model, encoder, dialogues=200, facts=3, silent=1.0)),
         "state_alone_1_fact": figure(from_state(model, encoder, dialogues=300, facts=1)),
         "state_alone_6_facts": figure(from_state(model, encoder, dialogues=100, facts=6)),
         "state_alone_10_facts": figure(from_state(model, encoder, dialogues=60, facts=10)),

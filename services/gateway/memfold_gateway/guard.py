@@ -10,6 +10,21 @@ from memfold.api.errors import InvalidFieldError, TenantMismatchError
 from memfold.api.values import MemoryName
 from memfold_gateway.keys import ApiKeys
 
+_MEMORY_FORM = (
+    "is not of the form tenants/TENANT/memories/MEMORY; a memory's id has 1 to 128 letters, digits and . _ ~ -, the first "
+    "a letter or a digit"
+)
+# What a field must look like, in words; the proto has it as a pattern.
+_FORMS = {
+    "name": _MEMORY_FORM,
+    "memory": _MEMORY_FORM,
+    "memory_id": "has 1 to 128 letters, digits and . _ ~ -, the first a letter or a digit",
+    "parent": "is not of the form tenants/TENANT",
+    "role": "is not a role: system, developer, user, human, assistant, ai, model, tool, function",
+    "id": "has characters other than visible ASCII",
+    "request_id": "has characters other than visible ASCII",
+}
+
 
 class Guard:
     """Checks every request before anything else sees it."""
@@ -77,4 +92,6 @@ def _error(violation: Violation) -> InvalidFieldError:
         if element.subscript is not None:
             path += f"[{element.subscript.value}]"
     key = "the key " if proto.for_key else ""
+    if proto.rule_id == "string.pattern":
+        return InvalidFieldError(path, key + _FORMS.get(path.rpartition(".")[2], "has characters that are not allowed"))
     return InvalidFieldError(path or "request", key + (proto.message or proto.rule_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -153,4 +154,6 @@ def _typed_messages() -> Iterator[str]:
 
 
 def _piped_messages() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text become question marks, not a crash
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return (line.strip() for line in sys.stdin if line.strip())

@@ -23,7 +23,7 @@ from memfold.client import Memfold, Model
 from memfold.local.errors import LocalPlatformError
 from memfold.local.platform import Platform
 from memfold.local.settings import ANY_PORT, PlatformSettings
-from memfold.persona import Dialogue, Question, generate, is_correct
+from memfold.persona import UNKNOWN_ANSWER, Dialogue, Question, generate, is_correct
 
 _STORY = "story"
 _STORY_TALK = 2
@@ -179,7 +179,13 @@ class Demo:
         for title, gain in (("from the state", 1.0), ("frozen backbone", 0.0)):
             say(self._out, f"    {title:<16} ", end="")
             answer = self._probe.ask(told, question.text, gain=gain, window_tokens=0, on_text=self._show_text)
-            say(self._out, "   (right)" if is_correct(question, answer.text) else "   (wrong)")
+            say(self._out, f"   ({_verdict(question, answer.text)})")
 
     def _show_text(self, text: str) -> None:
         say(self._out, printable(text), end="")
+
+
+def _verdict(question: Question, reply: str) -> str:
+    if is_correct(question, reply):
+        return "right"
+    return "does not know" if reply.strip() == UNKNOWN_ANSWER else "wrong"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -93,7 +95,8 @@ def announce(out: Console, member: Member) -> None:
 
 def _welcome(out: Console, platform: Platform) -> None:
     say(out, f"ready: {platform.target}   API key: {platform.api_key}")
-    say(out, "in another terminal: memfold chat     ctrl-C stops everything")
+    command = shlex.join([sys.argv[0], "--data-dir", str(platform.settings.data_dir), "chat"])
+    say(out, f"in another terminal: {command}\nctrl-C stops everything")
 
 
 def _check_listen(listen: str) -> None:

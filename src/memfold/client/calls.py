@@ -190,7 +190,10 @@ class Calls:
 
     def _parent(self) -> str:
         if not self._tenant:
-            raise InvalidFieldError("name", "the API key names no tenant: give whole names, or the client a tenant")
+            raise InvalidFieldError(
+                "name",
+                "this key is not of the form mfk_TENANT_SECRET, so it names no tenant: give whole names, or the client a tenant",
+            )
         return f"tenants/{self._tenant}"
 
 

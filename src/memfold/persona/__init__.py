@@ -132,6 +132,7 @@ def generate(
     unknown: int = 0,
     split: Split = "held_out",
     foreign: float = 0.0,
+    silent: float = 0.0,
     talk_at_end: bool = False,
 ) -> Dialogue:
     """Make one dialogue; the same arguments give the same dialogue for ever.
@@ -145,6 +146,7 @@ def generate(
         split: ``train`` and ``held_out`` share no (attribute, value) pair and no wording.
         foreign: share of values drawn from the lists of all attributes; forces a model to copy
             instead of guessing. Scoring uses 0.
+        silent: share of the user's turns to which the assistant says nothing.
         talk_at_end: put all small talk after the last fact, for measuring retention.
 
     Raises:
@@ -174,4 +176,5 @@ def generate(
             exchanges.insert(rng.randint(0, len(exchanges)), exchange)
     questions = [_ask(rng, a, current[a.name], split) for a in told] + [_ask(rng, a, None, split) for a in untold]
     rng.shuffle(questions)
-    return Dialogue(tuple(line for exchange in exchanges for line in exchange), tuple(questions))
+    heard = [exchange[: 1 if silent and rng.random() < silent else 2] for exchange in exchanges]
+    return Dialogue(tuple(line for exchange in heard for line in exchange), tuple(questions))
