@@ -8,6 +8,7 @@ import pytest
 
 from memfold.api.values import MemoryName, Role, Turn
 from memfold.store import Anchor
+from memfold_writer import claims as claiming
 from memfold_writer import reconciler as reconciling
 from memfold_writer.claims import Claims
 from memfold_writer.device import Device
@@ -87,6 +88,7 @@ async def test_a_batch_that_fails_is_folded_one_by_one_and_only_the_culprit_wait
         return whole(jobs)
 
     monkeypatch.setattr(device._folder, "fold", fold)
+    monkeypatch.setattr(claiming, "FIRST_BACKOFF_S", 60.0)  # so that a slow machine is not through with the rest already
     gatherer.note_due([name.partition for name in names])
     await drainer.drain(ill.partition)
     assert device.batches[0] == ["anna", "ben", "ill"]

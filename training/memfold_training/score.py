@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -43,9 +44,9 @@ class Score:
         return {a: self.right[a] / n for a, n in sorted(self.asked.items())}
 
 
-def held_out(dialogues: int, *, seed: int = SCORING_SEED, **shape: float | bool) -> list[Dialogue]:
+def held_out(dialogues: int, *, seed: int = SCORING_SEED, **shape: Any) -> list[Dialogue]:
     """Dialogues that share no fact and no wording with training."""
-    return [generate(seed + i, split="held_out", **shape) for i in range(dialogues)]  # type: ignore[arg-type]
+    return [generate(seed + i, split="held_out", **shape) for i in range(dialogues)]
 
 
 def matches(logits: torch.Tensor, prompts: list[list[int]], replies: list[list[int]]) -> Iterable[bool]:
@@ -61,7 +62,7 @@ def matches(logits: torch.Tensor, prompts: list[list[int]], replies: list[list[i
 
 @torch.no_grad()
 def from_context(
-    model: PreTrainedModel, encoder: TurnEncoder, *, dialogues: int, facts: int = 3, **shape: float
+    model: PreTrainedModel, encoder: TurnEncoder, *, dialogues: int, facts: int = 3, **shape: Any
 ) -> Score:
     """Recall with the whole dialogue in the prompt, one question at a time."""
     score = Score()
@@ -85,7 +86,7 @@ def from_state(
     facts: int = 3,
     rows: int = 20,
     zeroed: bool = False,
-    **shape: float | bool,
+    **shape: Any,
 ) -> Score:
     """Recall from the state alone; ``zeroed`` asks the frozen backbone, which has nothing to go by."""
     score = Score()

@@ -54,6 +54,17 @@ ROUNDS = (
         learning_rate=3e-3,
         decision=0.5,
     ),
+    Round(
+        (
+            Phase(
+                550,
+                24,
+                Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.5, silent=0.35),
+            ),
+        ),
+        learning_rate=3e-3,
+        decision=0.5,
+    ),
 )
 
 DESCRIPTION = (
