@@ -274,8 +274,13 @@ def test_every_reason_of_the_protos_has_a_code_and_keeps_its_class():
     names = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}  # noqa: SIM118
     names.discard("UNSPECIFIED")
     assert set(_CODES) == names
+
+    class PrivateError(errors.MemfoldError):
+        """Never leaves its process; what a server calls INTERNAL must not become one of these."""
+
+    assert type(make_error("INTERNAL", "", {}, 0)) is errors.MemfoldError
     for kind in errors.MemfoldError.__subclasses__():
-        if kind is not UnreachableError:
+        if kind is not UnreachableError and "reason" in vars(kind):
             assert kind.reason in names
             assert type(make_error(kind.reason, "", {}, 0)) is kind
             assert status_of(make_error(kind.reason, "", {}, 0))[0] != grpc.StatusCode.UNKNOWN

@@ -88,7 +88,9 @@ async def test_a_batch_that_fails_is_folded_one_by_one_and_only_the_culprit_wait
         return whole(jobs)
 
     monkeypatch.setattr(device._folder, "fold", fold)
-    monkeypatch.setattr(claiming, "FIRST_BACKOFF_S", 60.0)  # so that a slow machine is not through with the rest already
+    monkeypatch.setattr(
+        claiming, "FIRST_BACKOFF_S", 60.0
+    )  # so that a slow machine is not through with the rest already
     gatherer.note_due([name.partition for name in names])
     await drainer.drain(ill.partition)
     assert device.batches[0] == ["anna", "ben", "ill"]

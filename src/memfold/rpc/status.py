@@ -99,7 +99,9 @@ def error_from(error: grpc.RpcError) -> errors.MemfoldError:
 
 def make_error(reason: str, message: str, facts: dict[str, str], retry_after_ms: int) -> errors.MemfoldError:
     """An error of the class that a reason names; of ``MemfoldError`` itself for a reason without a class."""
-    kind = next((kind for kind in errors.MemfoldError.__subclasses__() if kind.reason == reason), errors.MemfoldError)
+    # Errors that never leave their process have no reason of their own.
+    named = (kind for kind in errors.MemfoldError.__subclasses__() if vars(kind).get("reason") == reason)
+    kind = next(named, errors.MemfoldError)
     error = kind.__new__(kind)
     errors.MemfoldError.__init__(error, message, facts=facts, retry_after_ms=retry_after_ms)
     error.reason = reason
