@@ -91,8 +91,8 @@ class Scores:
         state, frozen, full = (self.overall[arm] for arm in Arm)
         low, high = state.interval()
         return (
-            f"Without the conversation in its prompt the model answers {state.value:.0%} of {state.n} questions right from "
-            f"the state (95 % interval {low:.0%} to {high:.0%}), {frozen.value:.0%} without the state, and {full.value:.0%} "
+            f"Without the conversation in its prompt the model answers {state.value:.1%} of {state.n} questions right from "
+            f"the state (95 % interval {low:.0%} to {high:.0%}), {frozen.value:.1%} without the state, and {full.value:.1%} "
             "with the whole conversation in its prompt. The dialogues are synthetic and held out from training; this says "
             "nothing about other kinds of text."
         )
