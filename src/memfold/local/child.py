@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from memfold.local.errors import NotInstalledError
+from memfold.local.parent import when_parent_dies
 
 LAST_LINES = 20
 _LONGEST_LINE = 400
-_PR_SET_PDEATHSIG = 1
 
 
 def program(name: str) -> Path:
@@ -31,24 +30,6 @@ def program(name: str) -> Path:
     if not path.exists():
         raise NotInstalledError(name)
     return path
-
-
-def dies_with_its_parent() -> Callable[[], None]:
-    """What a child runs before its program, so that the kernel kills it when its parent dies (Linux).
-
-    SIGKILL, because it must not fail; every process of memfold is built to be killed.
-    """
-    parent = os.getpid()
-    libc = ctypes.CDLL(None)
-
-    def ask_the_kernel() -> None:
-        if sys.platform != "linux":
-            return
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we could ask
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return ask_the_kernel
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> tuple[str, ...]:
@@ -95,7 +76,8 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=dies_with_its_parent(),  # noqa: PLW1509 -- before any thread or channel exists
+                # SIGKILL, because it must not fail; every process of memfold is built to be killed.
+                preexec_fn=when_parent_dies(signal.SIGKILL),  # noqa: PLW1509 -- before any thread or channel exists
             )
         return cls(name, log, ready_file, process)
 

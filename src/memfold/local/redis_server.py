@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import secrets
@@ -10,9 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -22,11 +20,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from memfold.local.parent import when_parent_dies
+
 _HOST = "127.0.0.1"
 _START_S = 60
 _STOP_S = 20
 _LOG_LINES = 10
-_SET_PARENT_DEATH_SIGNAL = 1
 
 
 class RedisServerError(RuntimeError):
@@ -184,25 +183,12 @@ def _spawn(configuration: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,  # noqa: PLW1509
+        preexec_fn=when_parent_dies(signal.SIGTERM),  # noqa: PLW1509
     )
     assert process.stdin is not None
     with process.stdin as config:
         config.write(configuration.encode())
     return process
-
-
-def _end_with_parent() -> Callable[[], None]:
-    """What a child does first, so that it is asked to stop when the thread that started it ends."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def ask() -> None:
-        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
 
 
 def _free_port() -> int:
