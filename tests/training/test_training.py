@@ -98,17 +98,20 @@ def test_gradients_reach_every_weight_of_the_adapter_and_none_of_the_backbone(
 def test_the_loss_has_the_gradient_that_finite_differences_give(
     backbone: PreTrainedModel, encoder: TurnEncoder
 ) -> None:
+    torch.manual_seed(0)
     memory = DeltaMemory(backbone.double(), AdapterConfig(num_state_heads=1, base_slice_ref_width=8)).double()
     model = WriteThenRead(backbone, memory)
     (batch,) = MemoryBatches(encoder, [Phase(1, 2, Curriculum(facts=(1, 1)))], 2)
     weight = memory.layer(1).memory_k_proj
     model(**batch)["loss"].backward()
-    direction = torch.randn_like(weight)
-    step, losses = 3e-3, []  # Qwen3 normalises in fp32, whatever its weights: smaller steps drown in rounding
+    # Qwen3 normalises in fp32 whatever its weights: steps along the gradient keep the difference far above rounding,
+    # a random direction of the same length does not
+    direction = weight.grad / weight.grad.square().mean().sqrt()
+    step, losses = 2e-4, []
     with torch.no_grad():
         for sign in (1, -1):
             weight += sign * step * direction
             losses.append(model(**batch)["loss"])
             weight -= sign * step * direction
     numeric = (losses[0] - losses[1]) / (2 * step)
-    assert float(numeric) == pytest.approx(float((weight.grad * direction).sum()), rel=0.02)
+    assert float(numeric) == pytest.approx(float((weight.grad * direction).sum()), rel=0.01)
