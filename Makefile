@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up test check format proto train-tiny clean
+.PHONY: help setup demo up test check format proto train-tiny bench-kernels clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ proto: $(VENV)/.dev ## Generate the code of the protos
 
 train-tiny: $(VENV)/.test ## Train models/memfold-tiny anew
 	$(BIN)/python -m memfold_training.tiny $(ARGS)
+
+bench-kernels: $(VENV)/.test ## Measure the kernels on one thread of this processor
+	@$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 clean: ## Remove what the other commands made
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
