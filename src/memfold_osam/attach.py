@@ -8,47 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memfold_osam.binding import Binding, TokenFlags
 from memfold_osam.config import AdapterConfig, Head
+from memfold_osam.decoder import AttentionBlock, add_to_rows, attention_blocks
 from memfold_osam.layer import LayerMemory
 from memfold_osam.state import OsamState
 
 
-@dataclass(slots=True)
-class _Binding:
-    """One ``bind``: the states by adapted layer, and who reads and writes them."""
-
-    states: list[Tensor]
-    write: bool | Tensor
-    token_mask: Tensor | None
-    segment_ids: Tensor | None
-    gain: Tensor | float
-
-
-def attention_blocks(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
-    """Find the attention blocks of a decoder: layer number to (name, module).
-
-    Raises:
-        TypeError: the model has none with q_proj and o_proj; the message names it.
-    """
-    found: dict[int, tuple[str, nn.Module]] = {}
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if parts[-1] == "self_attn" and len(parts) > 2 and parts[-2].isdigit() and parts[-3] == "layers":
-            missing = [p for p in ("q_proj", "k_proj", "v_proj", "o_proj") if not hasattr(module, p)]
-            if missing:
-                raise TypeError(f"{type(model).__name__}: {name} has no {', '.join(missing)}; it cannot be adapted")
-            found[int(parts[-2])] = (name, module)
-    if not found:
-        raise TypeError(
-            f"{type(model).__name__} has no layers.N.self_attn with q_proj and o_proj; it cannot be adapted"
+def _chosen(model: nn.Module, config: AdapterConfig) -> list[AttentionBlock]:
+    """The blocks that the adapter is for, in order."""
+    blocks = attention_blocks(model)
+    if unknown := sorted(set(config.target_layers) - blocks.keys()):
+        raise ValueError(
+            f"target_layers names {unknown}, but the layers with attention are {', '.join(map(str, blocks))}"
         )
-    return dict(sorted(found.items()))
+    chosen = [block for number, block in blocks.items() if number in config.target_layers or not config.target_layers]
+    devices = sorted({str(block.device) for block in chosen})
+    if len(devices) > 1 or "meta" in devices:
+        raise ValueError(
+            f"{type(model).__name__}'s layers lie on {', '.join(devices)}; the state needs one real device"
+        )
+    return chosen
 
 
 class DeltaMemory(nn.Module):
@@ -56,31 +42,31 @@ class DeltaMemory(nn.Module):
 
     Attributes:
         config: what the adapter computes.
-        layers: the adapted layers, by the name of their attention block.
+        block_names: the adapted blocks as adapter files name them, in the order of the state.
     """
 
     def __init__(self, model: nn.Module, config: AdapterConfig) -> None:
+        """Attach an adapter with fresh weights.
+
+        Raises:
+            TypeError: the model cannot be adapted; see ``attention_blocks``.
+            ValueError: ``target_layers`` names a layer without attention, or the layers do not lie on one device.
+        """
         super().__init__()
         self.config = config
-        blocks = attention_blocks(model)
-        unknown = set(config.target_layers) - blocks.keys()
-        if unknown:
-            raise ValueError(f"target_layers names {sorted(unknown)}, but the model has layers 0 to {max(blocks)}")
-        self.block_names: list[str] = []
+        blocks = _chosen(model, config)
+        self.block_names = [block.key for block in blocks]
         self._layers = nn.ModuleList()
-        self._binding: _Binding | None = None
-        for number in config.target_layers or blocks:
-            name, block = blocks[number]
-            outputs: dict[Head, int] = {h: getattr(block, f"{h}_proj").out_features for h in ("q", "k", "v", "o")}
-            weight: Tensor = block.q_proj.weight  # type: ignore[union-attr,assignment]
-            layer = LayerMemory(config, weight.shape[1], outputs)
+        self._binding: Binding | None = None
+        # All that can be refused is refused before the first hook stands.
+        steered = [block.steered(config.delta_heads) for block in blocks]
+        for index, block in enumerate(blocks):
+            layer = LayerMemory(config, block.hidden, {head: p.width for head, p in block.projections.items()})
             layer.init_outputs(
-                {h: getattr(block, f"{h}_proj").weight.detach().cpu().float() for h in config.delta_heads}
+                {head: block.projections[head].columns(config.base_slice_ref_width) for head in config.delta_heads}
             )
-            layer.to(weight.device, weight.dtype)
-            self._hook(len(self.block_names), block, layer)
-            self.block_names.append(name)
-            self._layers.append(layer)
+            self._layers.append(layer.to(block.device, block.dtype))
+            self._hook(index, block, steered[index], layer)
 
     def layer(self, index: int) -> LayerMemory:
         """The adapted layer at a place of the state, counted from 0."""
@@ -96,10 +82,13 @@ class DeltaMemory(nn.Module):
     def init_state(self, batch_size: int) -> OsamState:
         """The state of memories that have seen nothing: zeros, with which the model is the frozen one."""
         layers, heads, rank, _ = self.state_shape
-        weights = self.layer(0).beta_bias
-        # fp32 under weights of less, where a state would drift; fp64 only in a model that is all fp64.
-        dtype = torch.promote_types(weights.dtype, torch.float32)
-        return OsamState(torch.zeros(layers, batch_size, heads, rank, rank, device=weights.device, dtype=dtype))
+        device = self.layer(0).beta_bias.device
+        return OsamState(torch.zeros(layers, batch_size, heads, rank, rank, device=device, dtype=self._state_dtype))
+
+    @property
+    def _state_dtype(self) -> torch.dtype:
+        """fp32 under weights of less, where a state would drift; fp64 only in a model that is all fp64."""
+        return torch.promote_types(self.layer(0).beta_bias.dtype, torch.float32)
 
     @contextmanager
     def bind(
@@ -110,23 +99,37 @@ class DeltaMemory(nn.Module):
         message_ids: Tensor | None = None,
         sentence_ids: Tensor | None = None,
         gain: float | Tensor = 1.0,
+        *,
+        segment_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Iterator[OsamState]:
         """Run the model with these memories, a row of the batch each.
 
         Several calls inside one ``bind`` carry the state on; when it ends, ``state.tensor`` is the new
-        state. Masks and ids are (B, T) and belong to a single call.
+        state. Masks and ids are (B, T) over the tokens of all those calls, in order.
+
+        An adapter that writes messages or sentences writes nothing without their ids. By default it does as
+        the reference: the tokens of a call read the state from before it, and what has one id is written as
+        one mean at the call's end, in the order of the ids. ``segment_ids`` say where it reads and writes
+        instead, however the tokens are cut into calls. An adapter that writes tokens looks at no ids.
 
         Args:
             state: of the batch.
             write: whether tokens write; a (B, T) mask says which.
             token_mask: (B, T), false for tokens that neither read nor write (padding, BOS).
-            message_ids: (B, T), the message of each token, -1 for none; for ``message_mean``.
+            message_ids: (B, T), the message of each token, -1 for none, which is not written.
             sentence_ids: the same by sentence, for ``sentence_mean``.
-            gain: scales the corrections, one number or (B,); 0 is the frozen model.
+            gain: scales the corrections, one number or one for each memory; 0 is the frozen model.
+            segment_ids: (B, T), not falling along a row. A segment's tokens read the state from before it, and
+                what it writes (for ``message_mean`` without ids: its mean) is written at its end. A token of -1
+                writes nothing and reads as the one before it.
+            cu_seqlens: (N + 1,), for a model that runs N sequences packed as (1, sum T), in one call and with
+                positions and an attention mask to match: where each begins and the last one ends. The memories
+                are then those of the sequences, and ``token`` writes have no gradients.
 
         Raises:
             RuntimeError: a state is bound already.
-            ValueError: shapes do not fit the adapter or the call.
+            ValueError: shapes do not fit the adapter or the calls, or segment ids fall.
         """
         if self._binding is not None:
             raise RuntimeError("a state is bound to this model already")
@@ -135,57 +138,35 @@ class DeltaMemory(nn.Module):
             raise ValueError(
                 f"the adapter's states are ({layers}, batch, {heads}, {rank}, {rank}), got {tuple(state.tensor.shape)}"
             )
-        ids = {"token": None, "message_mean": message_ids, "sentence_mean": sentence_ids}
-        if isinstance(gain, Tensor):
-            gain = gain.to(state.tensor.device, torch.float32)[:, None, None]
-        self._binding = _Binding(
-            list(state.tensor.unbind(0)), write, token_mask, ids[self.config.memory_write_granularity], gain
-        )
+        flags = TokenFlags(write, token_mask, message_ids, sentence_ids, segment_ids)
+        self._binding = binding = Binding(self.config, state.tensor.to(self._state_dtype), flags, gain, cu_seqlens)
         try:
             yield state
+            after = binding.finish()
             if write is not False:
-                state.tensor = torch.stack(self._binding.states)
+                state.tensor = after
         finally:
             self._binding = None
 
-    def _hook(self, index: int, block: nn.Module, layer: LayerMemory) -> None:
-        """Steer one attention block. The corrections live from the block's pre-hook to its projections."""
+    def _hook(
+        self, index: int, block: AttentionBlock, steered: dict[nn.Module, dict[Head, slice]], layer: LayerMemory
+    ) -> None:
+        """Steer one attention block. What it read lives from the block's pre-hook to its projections."""
         reads: list[Tensor] = []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             reads.clear()
             if self._binding is not None:
-                x: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-                reads.append(self._advance(self._binding, index, layer, x))
+                reads.append(self._binding.advance(index, layer, block.input(args, kwargs)))
 
-        def steer(head: Head, output: Tensor) -> Tensor:
+        def steer(heads: dict[Head, slice], _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
             if not reads or self._binding is None:
                 return output
-            return output + layer.correction(head, reads[0], self._binding.gain, output.dtype)
+            gain, dtype = self._binding.gain, output.dtype
+            return add_to_rows(
+                output, [(rows, layer.correction(head, reads[0], gain, dtype)) for head, rows in heads.items()]
+            )
 
-        block.register_forward_pre_hook(before, with_kwargs=True)
-        for head in self.config.delta_heads:
-            projection: nn.Module = getattr(block, f"{head}_proj")
-            projection.register_forward_hook(lambda _m, _a, output, head=head: steer(head, output))
-
-    def _advance(self, binding: _Binding, index: int, layer: LayerMemory, x: Tensor) -> Tensor:
-        """Read the layer's state for every token of ``x`` and write what is to be written."""
-        state, mask, write = binding.states[index], binding.token_mask, binding.write
-        for name, ids in {"token_mask": mask, "write": write, "message or sentence ids": binding.segment_ids}.items():
-            if isinstance(ids, Tensor) and ids.shape != x.shape[:2]:
-                raise ValueError(f"{name} must be {tuple(x.shape[:2])}, as this call's tokens, got {tuple(ids.shape)}")
-        if state.shape[0] != x.shape[0]:
-            raise ValueError(f"the state has {state.shape[0]} rows, the batch {x.shape[0]}")
-        if mask is not None:
-            mask = mask.bool()
-        if self.config.memory_write_granularity == "token" and write is not False:
-            writes = write.bool() if isinstance(write, Tensor) else None
-            reads, binding.states[index] = layer.read_and_write(x, state, mask, writes)
-            return reads
-        reads = layer.read(x, state)
-        if write is not False and binding.segment_ids is not None:
-            ids = binding.segment_ids
-            for allowed in (mask, write.bool() if isinstance(write, Tensor) else None):
-                ids = ids if allowed is None else ids.masked_fill(~allowed, -1)
-            binding.states[index] = layer.write_segments(x, state, ids)
-        return reads if mask is None else reads * mask[:, :, None, None]
+        block.module.register_forward_pre_hook(before, with_kwargs=True)
+        for module, heads in steered.items():
+            module.register_forward_hook(partial(steer, heads))

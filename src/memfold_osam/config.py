@@ -49,7 +49,7 @@ ARCHIVED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """What an adapter computes. Names and defaults are the reference's.
+    """What an adapter computes. Names are the reference's, defaults those of its released adapter.
 
     Attributes:
         rank: rows and columns of one state head.
@@ -61,6 +61,12 @@ class AdapterConfig:
         rankwise_gates: a gate a row of the state instead of one a head.
         delta_heads: which projections are corrected.
         target_layers: adapted layers; all where it is empty.
+        delta_o_rmsnorm: the o correction, once scaled, gets the RMS norm.
+        trainable_delta_scale: corrections are scaled by a weight of the layer's, or of the head's.
+        delta_scale_max: that such a weight approaches.
+
+    Raises:
+        ValueError: a value outside its range; the message names the key.
     """
 
     rank: int = 8
@@ -88,11 +94,18 @@ class AdapterConfig:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check(field.name, getattr(self, field.name), hints[field.name])
-        for name in ("rank", "num_state_heads"):
+        for name in ("rank", "num_state_heads", "base_slice_ref_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.delta_heads:
-            raise ValueError("delta_heads must name at least one of q, k, v, o")
+        if not self.delta_heads or len(set(self.delta_heads)) < len(self.delta_heads):
+            raise ValueError(f"delta_heads must name some of q, k, v, o once each, got {', '.join(self.delta_heads)}")
+        if self.delta_o_rmsnorm_eps <= 0:
+            raise ValueError(f"delta_o_rmsnorm_eps must be above 0, got {self.delta_o_rmsnorm_eps}")
+        if not 0 < self.delta_scale_init < self.delta_scale_max:
+            raise ValueError(
+                f"delta_scale_init must be between 0 and delta_scale_max, got {self.delta_scale_init} "
+                f"and {self.delta_scale_max}"
+            )
 
     @classmethod
     def load(cls, directory: Path) -> Self:

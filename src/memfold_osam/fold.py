@@ -3,12 +3,16 @@
 A block starts with a state (its anchor) and no KV cache; within it every token sees all tokens before
 it. A turn that does not fit opens the next block, and one larger than a block is split. Where blocks
 begin depends on the turns alone, so the state is a function of the log, however the turns came in.
+
+An adapter that writes messages or sentences reads and writes by *pieces*: one turn, or what one block holds of a
+turn that is split. A piece reads the state from before it and is written at its end, system turns never. A sentence
+that is split is two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,32 +58,42 @@ class FoldResult:
 
 @dataclass(slots=True)
 class _Block:
-    """Tokens of one block, and the message and the token of it that it starts with."""
+    """Tokens of one block, and the message and the token of it that it starts with.
+
+    Attributes:
+        pieces: which of the block's pieces each token is of, counted from 0.
+        writes: 1 where an adapter that writes pieces writes the token's, else 0.
+        sentences: of the token's message, -1 for none; only where the adapter writes sentences.
+    """
 
     index: int
     offset: int
-    tokens: list[int]
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+    sentences: list[int] = field(default_factory=list)
+
+    def add(self, message: Message, tokens: list[int], sentences: list[int]) -> None:
+        """Append one piece."""
+        number = self.pieces[-1] + 1 if self.pieces else 0
+        self.tokens += tokens
+        self.pieces += [number] * len(tokens)
+        self.writes += [int(message.role != "system")] * len(tokens)
+        self.sentences += sentences
 
 
 class Folder:
     """Folds many memories in one batch.
 
     Args:
-        served: the model; its adapter decides what a token or a turn writes.
+        served: the model; its adapter decides what a token, a turn or a sentence writes.
         batch_tokens: the most tokens, padding included, that one pass of the model takes; a single
             block may exceed it.
-
-    Raises:
-        ValueError: the adapter writes segments; those are not folded yet.
     """
 
     def __init__(self, served: ServedModel, batch_tokens: int = 16384) -> None:
-        if served.memory.config.memory_write_granularity != "token":
-            raise ValueError(
-                f"folding writes tokens; an adapter that writes {served.memory.config.memory_write_granularity} "
-                "cannot be served yet"
-            )
         self.served = served
+        self._granularity = served.memory.config.memory_write_granularity
         self.batch_tokens = batch_tokens
 
     @torch.inference_mode()
@@ -102,7 +116,7 @@ class Folder:
                     states[i] = state
         results = []
         for plan, state, anchor in zip(plans, states, anchors, strict=True):
-            last = plan[-1] if plan else _Block(0, 0, [])
+            last = plan[-1] if plan else _Block(0, 0)
             tokens = sum(len(block.tokens) for block in plan)
             results.append(FoldResult(state, anchor, last.index, last.offset, tokens))
         return results
@@ -116,14 +130,15 @@ class Folder:
         blocks: list[_Block] = []
         for index, message in enumerate(job.messages):
             tokens = self.served.turns.encode(message)
+            sentences = self.served.turns.sentences(message) if self._granularity == "sentence_mean" else []
             at = job.offset if index == 0 else 0
             while at < len(tokens):
                 room = size - len(blocks[-1].tokens) if blocks else 0
                 if not blocks or len(tokens) - at > room:
                     if not blocks or blocks[-1].tokens:
-                        blocks.append(_Block(index, at, []))
+                        blocks.append(_Block(index, at))
                     room = size
-                blocks[-1].tokens += tokens[at : at + room]
+                blocks[-1].add(message, tokens[at : at + room], sentences[at : at + room])
                 at += room
         return blocks
 
@@ -142,13 +157,19 @@ class Folder:
         """One pass over a batch of blocks, padded on the right: causal attention never looks there."""
         served, bos = self.served, list(self.served.turns.bos)
         width = len(bos) + max(len(b.tokens) for b in blocks)
-        ids = torch.zeros(len(blocks), width, dtype=torch.long)
-        real = torch.zeros(len(blocks), width, dtype=torch.bool)
-        for row, block in enumerate(blocks):
-            end = len(bos) + len(block.tokens)
-            ids[row, :end] = torch.tensor(bos + block.tokens)
-            real[row, len(bos) : end] = True
+
+        def padded(fill: int, rows: Iterable[list[int]], opening: list[int] | None = None) -> Tensor:
+            whole = [(opening or [fill] * len(bos)) + row for row in rows]
+            return torch.tensor([row + [fill] * (width - len(row)) for row in whole], device=served.device)
+
+        ids = padded(0, (b.tokens for b in blocks), opening=bos)
+        flags = {"token_mask": padded(0, ([1] * len(b.tokens) for b in blocks))}
+        if self._granularity != "token":
+            flags["write"] = padded(0, (b.writes for b in blocks))
+            flags["segment_ids"] = padded(-1, (b.pieces for b in blocks))
+        if self._granularity == "sentence_mean":
+            flags["sentence_ids"] = padded(-1, (b.sentences for b in blocks))
         state = OsamState(torch.stack(states, 1).to(served.device))
-        with served.memory.bind(state, write=True, token_mask=real.to(served.device)):
-            served.model.base_model(input_ids=ids.to(served.device), use_cache=False)
+        with served.memory.bind(state, **flags):
+            served.model.base_model(input_ids=ids, use_cache=False)
         return list(state.tensor.cpu().unbind(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from memfold_kernels.delta_scan import delta_scan
 from memfold_osam.config import AdapterConfig, Head
+from memfold_osam.units import Items, Rows
 
 HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
 UNIT_EPS = 1e-6
@@ -18,7 +20,7 @@ UNIT_EPS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Projections:
-    """What the writes of a layer need: (B, T, H, r) each."""
+    """What writes are made of: (..., H, r) each."""
 
     k: Tensor
     v: Tensor
@@ -33,7 +35,7 @@ class LayerMemory(nn.Module):
     Args:
         config: of the whole adapter.
         hidden: width of the attention block's input.
-        outputs: output features of each of the block's q, k, v, o projections.
+        outputs: output features of those of the q, k, v, o projections that the block has.
     """
 
     memory_q_proj: nn.Parameter
@@ -43,6 +45,9 @@ class LayerMemory(nn.Module):
     def __init__(self, config: AdapterConfig, hidden: int, outputs: dict[Head, int]) -> None:
         super().__init__()
         self.config = config
+        # The projections that a write is made of.
+        self._writing = ["memory_k_proj", "memory_v_proj", "beta_proj"]
+        self._writing += [] if config.couple_lambda else ["lambda_proj"]
         for name in ("q", "k", "v"):
             weight = nn.Parameter(torch.empty(config.width, hidden))
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -52,8 +57,8 @@ class LayerMemory(nn.Module):
         if not config.couple_lambda:
             self.lambda_proj = nn.Parameter(torch.zeros(config.gates, hidden))
             self.lambda_bias = nn.Parameter(torch.full((config.gates,), -config.beta_bias_init))
-        for head in HEADS:
-            weight = nn.Parameter(torch.zeros(outputs[head], config.width), requires_grad=head in config.delta_heads)
+        for head, features in outputs.items():
+            weight = nn.Parameter(torch.zeros(features, config.width), requires_grad=head in config.delta_heads)
             self.register_parameter(f"delta_{head}_proj", weight)
         if config.delta_o_rmsnorm:
             self.delta_o_rmsnorm_weight = nn.Parameter(torch.ones(outputs["o"]))
@@ -74,14 +79,15 @@ class LayerMemory(nn.Module):
             with torch.no_grad():
                 weight.zero_()
                 if config.output_init == "random":
-                    nn.init.normal_(weight, std=config.online_gain)
+                    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+                    weight.mul_(config.online_gain)
                 elif config.output_init == "base_slice_fixed":
-                    columns = min(config.base_slice_ref_width, config.width)
-                    weight[:, :columns] = functional.normalize(bases[head][:, :columns], dim=0) * config.online_gain
+                    columns = bases[head][:, : min(config.base_slice_ref_width, config.rank)]
+                    units = functional.normalize(columns, dim=0, eps=UNIT_EPS)
+                    weight[:, : units.shape[1]] = units * config.online_gain
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, n) to fp32 (B, T, H, r)."""
-        x = x if x.dtype == torch.float64 else x.float()
+        """(..., n) to (..., H, r)."""
         return x.view(*x.shape[:-1], self.config.num_state_heads, self.config.rank)
 
     def _unit(self, x: Tensor) -> Tensor:
@@ -89,83 +95,126 @@ class LayerMemory(nn.Module):
         return functional.normalize(heads.tanh(), dim=-1, eps=UNIT_EPS) if self.config.normalize_qk else heads
 
     def _gate(self, logits: Tensor) -> Tensor:
-        """(B, T, g) logits to fp32 gates (B, T, H, r)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        """Logits (..., g) to gates on the rows of the state, (..., H, r)."""
         gates = logits.sigmoid()
-        if self.config.rankwise_gates:
-            return gates.view(*gates.shape[:-1], self.config.num_state_heads, self.config.rank)
-        return gates[..., None].expand(*gates.shape, self.config.rank)
+        return self._heads(gates if self.config.rankwise_gates else gates.repeat_interleave(self.config.rank, -1))
 
-    def queries(self, x: Tensor) -> Tensor:
-        """What each token asks the state for: (B, T, D) to (B, T, H, r)."""
-        return self._unit(functional.linear(x, self.memory_q_proj))
+    def _project(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Several projections of (..., D) side by side: one product, which reads ``x`` once."""
+        return _at_least_fp32(functional.linear(x, torch.cat([getattr(self, name) for name in names])))
 
-    def projections(self, x: Tensor) -> Projections:
-        """What each token would write: keys, values and gates of (B, T, D)."""
-        beta = self._gate(functional.linear(x, self.beta_proj, self.beta_bias))
-        if self.config.couple_lambda:
-            lam = 1.0 - beta
-        else:
-            lam = self._gate(functional.linear(x, self.lambda_proj, self.lambda_bias))
+    def _written(self, projected: Tensor) -> Projections:
+        """Keys, values and gates from the ``_writing`` projections."""
+        sizes = [len(getattr(self, name)) for name in self._writing]
+        k, v, beta_logits, *lambda_logits = torch.split(projected, sizes, -1)
+        beta = self._gate(beta_logits + self.beta_bias)
+        lam = self._gate(lambda_logits[0] + self.lambda_bias) if lambda_logits else 1.0 - beta
         keep, erase = lam, beta
         if self.config.state_update_mode == "lambda_outside":
             erase = lam * beta
         elif self.config.state_update_mode == "no_lambda":
             keep = torch.ones_like(beta)
-        k = self._unit(functional.linear(x, self.memory_k_proj))
-        v = self._heads(functional.linear(x, self.memory_v_proj))
-        return Projections(k, v, keep, erase, beta)
+        return Projections(self._unit(k), self._heads(v), keep, erase, beta)
 
-    def read(self, x: Tensor, state: Tensor) -> Tensor:
-        """All tokens read the same state: (B, T, D), (B, H, r, r) to (B, T, H, r)."""
-        return torch.einsum("bthj,bhij->bthi", self.queries(x), state)
+    def queries(self, x: Tensor) -> Tensor:
+        """What each token asks the state for: (B, T, D) to (B, T, H, r)."""
+        return self._unit(_at_least_fp32(functional.linear(x, self.memory_q_proj)))
+
+    def read(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
+        """All tokens of a sequence read the same state: (B, T, D), (N, H, r, r) to (B, T, H, r)."""
+        q = self.queries(x)
+        if rows.cu_seqlens is None:
+            return torch.einsum("bthj,bhij->bthi", q, state)
+        return (state[rows.row] @ q[0, ..., None]).squeeze(-1)[None]
 
     def read_and_write(
-        self, x: Tensor, state: Tensor, reads: Tensor | None, writes: Tensor | None
+        self, x: Tensor, state: Tensor, mask: Tensor | None, writes: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Each token reads the state before it and then writes.
 
         Args:
             x: (B, T, D).
-            state: (B, H, r, r).
-            reads: (B, T), which tokens are real; all where it is None.
+            state: (N, H, r, r).
+            mask: (B, T), which tokens are real; all where it is None.
             writes: (B, T), which of them write; all where it is None.
+            cu_seqlens: (N + 1,), where N sequences are packed in (1, sum T); no gradients then.
 
         Returns:
             The reads (B, T, H, r) and the state after the last token.
         """
-        p = self.projections(x)
+        projected = self._project(x, ["memory_q_proj", *self._writing])
+        width = self.config.width
+        q, p = self._unit(projected[..., :width]), self._written(projected[..., width:])
         keep, erase, write = p.keep, p.erase, p.write
         if writes is not None:
-            on = writes[:, :, None, None]
-            keep, erase, write = keep.masked_fill(~on, 1.0), erase.masked_fill(~on, 0.0), write.masked_fill(~on, 0.0)
-        return delta_scan(self.queries(x), p.k, p.v, keep, erase, write, state, mask=reads)
+            off = ~writes[:, :, None, None]
+            keep, erase, write = keep.masked_fill(off, 1.0), erase.masked_fill(off, 0.0), write.masked_fill(off, 0.0)
+        if cu_seqlens is None:
+            return delta_scan(q, p.k, p.v, keep, erase, write, state, mask=mask)
+        pool = torch.cat([torch.zeros_like(state[:1]), state])
+        slots = torch.arange(1, len(pool), device=pool.device)
+        reads, pool = delta_scan(
+            q, p.k, p.v, keep, erase, write, pool, mask=mask, cu_seqlens=cu_seqlens, state_slots=slots
+        )
+        return reads, pool[1:]
 
-    def write_segments(self, x: Tensor, state: Tensor, ids: Tensor) -> Tensor:
-        """Write the mean of each segment once, in the order of their ids.
+    def sum_units(self, x: Tensor, items: Items, count: int, so_far: Tensor | None) -> Tensor:
+        """Add a call's tokens to their units.
+
+        A mean is projected by projecting its tokens: a few numbers are summed instead of D, and in fp32.
 
         Args:
             x: (B, T, D).
-            state: (B, H, r, r).
-            ids: (B, T), the segment of each token; -1 for none.
+            items: which units the tokens are of.
+            count: units in all.
+            so_far: (count, n), what earlier calls brought; None where there were none.
+
+        Returns:
+            Sums of the ``_writing`` projections, (count, n).
         """
-        segments = int(ids.max()) + 1
-        if segments == 0:
-            return state
-        member = functional.one_hot(ids.clamp_min(0), segments).to(x.dtype) * (ids >= 0).to(x.dtype)[..., None]
-        count = member.sum(1)
-        mean = torch.einsum("bts,btd->bsd", member, x) / count.clamp_min(1)[..., None]
-        p = self.projections(mean)
-        return delta_scan(torch.zeros_like(p.k), p.k, p.v, p.keep, p.erase, p.write, state, mask=count > 0)[1]
+        projected = self._project(x, self._writing).flatten(0, 1)
+        # One row more, for the tokens that are of no unit.
+        sums = projected.new_zeros(count + 1, projected.shape[1]).index_add(0, items.token_unit, projected)[:count]
+        return sums if so_far is None else so_far + sums
+
+    def read_and_write_units(self, x: Tensor, state: Tensor, items: Items, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens read and units write, in the order of the items.
+
+        Args:
+            x: (B, T, D).
+            state: (N, H, r, r).
+            items: of the call.
+            means: of all units, from ``sum_units``.
+
+        Returns:
+            The reads (B, T, H, r) and the state after the last item.
+        """
+        q, p = self.queries(x), self._written(means[items.units])
+        reading, writing = (items.token_row, items.token_place), (items.unit_row, items.unit_place)
+        nothing = q.new_zeros(len(state), items.length, *q.shape[2:])
+        reads, state = delta_scan(
+            nothing.index_put(reading, q.flatten(0, 1)),
+            nothing.index_put(writing, p.k),
+            nothing.index_put(writing, p.v),
+            (nothing + 1.0).index_put(writing, p.keep),
+            nothing.index_put(writing, p.erase),
+            nothing.index_put(writing, p.write),
+            state,
+        )
+        return reads[reading].view(q.shape), state
 
     def correction(self, head: Head, reads: Tensor, gain: Tensor | float, dtype: torch.dtype) -> Tensor:
         """What is added to a projection's output: (B, T, H, r) to (B, T, out) in ``dtype``."""
         weight: Tensor = getattr(self, f"delta_{head}_proj")
         delta = functional.linear(reads.flatten(-2).to(weight.dtype), weight) * (self.config.alpha / self.config.rank)
-        if head == "o" and self.config.delta_o_rmsnorm:
-            delta = functional.rms_norm(delta.float(), delta.shape[-1:], eps=self.config.delta_o_rmsnorm_eps)
-            delta = delta * self.delta_o_rmsnorm_weight
         if self.config.trainable_delta_scale:
             scale = self.delta_scale_raw.sigmoid() * self.config.delta_scale_max
             delta = delta * scale[HEADS.index(head) if len(scale) > 1 else 0]
+        if head == "o" and self.config.delta_o_rmsnorm:
+            weight, eps = _at_least_fp32(self.delta_o_rmsnorm_weight), self.config.delta_o_rmsnorm_eps
+            delta = functional.rms_norm(_at_least_fp32(delta), delta.shape[-1:], weight, eps)
         return (delta * gain).to(dtype)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memfold_osam.adapter import adapter_weights, load_adapter
 from memfold_osam.attach import DeltaMemory
+from memfold_osam.card import SAMPLED, AdapterCard, digest_tensors
+from memfold_osam.sentences import RULE
 from memfold_osam.turns import TurnFormat
-
-CARD_FILE = "memfold_card.json"
-# Of each of the backbone's tensors, so many numbers go into the fingerprint, evenly spread: reading all of a large
-# model would cost minutes at every start. The adapter is read whole.
-SAMPLED = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterCard:
-    """What an adapter's makers say of it; ``memfold_card.json`` in its directory."""
-
-    name: str = ""
-    description: str = ""
-    examples: tuple[str, ...] = ()
-    block_tokens: int = 8192
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, directory: Path) -> AdapterCard:
-        """Read the card; a directory without one gets the defaults of the released adapter."""
-        path = directory / CARD_FILE
-        raw: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return cls(
-            name=raw.pop("name", directory.name),
-            description=raw.pop("description", ""),
-            examples=tuple(raw.pop("examples", ())),
-            block_tokens=raw.pop("block_tokens", 8192),
-            details=raw,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +107,8 @@ def serve(
 ) -> ServedModel:
     """Put loaded parts together and take their fingerprint."""
     turns = TurnFormat.derive(tokenizer)
-    context = int(getattr(model.config, "max_position_embeddings", card.block_tokens))
+    config = model.config.get_text_config()
+    context = int(getattr(config, "max_position_embeddings", card.block_tokens))
     block = min(card.block_tokens, context - len(turns.bos))
     return ServedModel(
         model=model,
@@ -168,16 +140,17 @@ def _fingerprint(
     turns: TurnFormat,
     block_tokens: int,
 ) -> str:
-    """SHA-256 over backbone (its config, and its weights by sample), adapter, tokenizer, turn format and block size."""
+    """SHA-256 over backbone (config, weights by sample), adapter (whole), tokenizer, turn format, rules and block size."""
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_THE_MODEL}
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     adapter = {k: v for k, v in _config(memory).items() if k not in _NOT_THE_ADAPTER}
     rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
-    for part in (config, adapter, vocabulary, rules, turns.fingerprint_text(), block_tokens):
+    sentences = RULE if memory.config.memory_write_granularity == "sentence_mean" else ""
+    for part in (config, adapter, vocabulary, rules, turns.fingerprint_text(), sentences, block_tokens):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\x00")
-    _digest_tensors(digest, sorted(model.state_dict().items()), SAMPLED)
-    _digest_tensors(digest, sorted(adapter_weights(memory).items()), 0)
+    digest_tensors(digest, sorted(model.state_dict().items()), SAMPLED)
+    digest_tensors(digest, sorted(adapter_weights(memory).items()), 0)
     return digest.hexdigest()
 
 
@@ -188,11 +161,3 @@ _NOT_THE_ADAPTER = {"beta_bias_init", "output_init", "base_slice_ref_width", "on
 def _config(memory: DeltaMemory) -> dict[str, Any]:
     """The adapter's configuration as plain data."""
     return {name: getattr(memory.config, name) for name in memory.config.__slots__}
-
-
-def _digest_tensors(digest: Any, tensors: Iterable[tuple[str, Tensor]], sampled: int) -> None:
-    for name, tensor in tensors:
-        flat = tensor.detach().flatten()
-        step = max(1, len(flat) // sampled) if sampled else 1
-        sample = flat[::step].to("cpu", torch.float32).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from memfold_osam.adapter import save_adapter
 from memfold_osam.attach import DeltaMemory
+from memfold_osam.card import CARD_FILE
 from memfold_osam.config import AdapterConfig
-from memfold_osam.serving import CARD_FILE, ServedModel, load_served_model
+from memfold_osam.serving import ServedModel, load_served_model
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
 CHAT_TEMPLATE = (

@@ -108,5 +108,5 @@ def train_adapter(
         data = MemoryBatches(encoder, this.phases, seed + number)
         run(Trainer, WriteThenRead(backbone, memory, this.decision), data, this, seed=seed + number, weight_decay=0.0)
     memory.eval()
-    save_adapter(memory, out)
+    save_adapter(memory, out, backbone)
     return memory

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from memfold_osam import AdapterConfig
-from memfold_osam.serving import CARD_FILE
+from memfold_osam.card import CARD_FILE, BackboneCard
 from memfold_training.adapter import WriteThenRead, train_adapter
 from memfold_training.backbone import train_backbone
 from memfold_training.episodes import Curriculum, Phase, TurnEncoder
@@ -128,7 +129,7 @@ def main() -> None:
         "description": DESCRIPTION,
         "examples": EXAMPLES,
         "block_tokens": 1024,
-        "backbone": {"id": "memfold-tiny", "parameters": backbone.num_parameters()},
+        "backbone": asdict(BackboneCard.of(backbone)),
         "data": "persona dialogues of memfold.persona, split 'train' (docs/dialogues.md)",
         "recipe": "training/memfold_training/tiny.py",
         "seed": SEED,

@@ -40,7 +40,9 @@ class Runner:
         nothing = Steering(self.served.memory.init_state(1))
         for steering in (None, nothing):
             cache = self.new_cache()
-            for tokens in (list(self.served.turns.generation_prompt), [min(self.served.turns.end_ids)]):
+            end = [min(self.served.turns.end_ids)]
+            # Mistral's replies need no opening of their own.
+            for tokens in (list(self.served.turns.generation_prompt) or end, end):
                 self.forward(tokens, cache, steering)
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from memfold.cli.adapter import adapter
 from memfold.cli.chat import chat
 from memfold.cli.demo import demo
 from memfold.cli.group import MemfoldGroup
@@ -70,3 +71,4 @@ app.command(rich_help_panel=_USE)(memories)
 app.command(rich_help_panel=_USE)(show)
 app.command(rich_help_panel=_USE)(turns)
 app.command(rich_help_panel=_USE)(delete)
+app.add_typer(adapter, name="adapter", rich_help_panel="Look at files")

@@ -1,0 +1,46 @@
+"""Commands that need the model's libraries. Those are found by entry point: this package imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from memfold.api.errors import MemfoldError
+
+GROUP = "memfold.tools"
+
+
+class ToolMissingError(MemfoldError):
+    """A command's library is not installed."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(f"{module} is not installed; install memfold with its model: pip install 'memfold[model]'")
+
+
+class ToolFailedError(MemfoldError):
+    """What a command was given cannot be worked on."""
+
+
+def run_tool(name: str, *args: Any) -> Any:
+    """Call the function that is registered under a name.
+
+    Raises:
+        ToolMissingError: it, or a library that it needs, is not installed.
+        ToolFailedError: it refused its arguments; the message, on one line, says why.
+    """
+    tool = _load(name)
+    try:
+        return tool(*args)
+    except (OSError, TypeError, ValueError) as error:
+        raise ToolFailedError(" ".join(str(error).split())) from error
+
+
+def _load(name: str) -> Callable[..., Any]:
+    for entry in entry_points(group=GROUP, name=name):
+        try:
+            tool: Callable[..., Any] = entry.load()
+        except ModuleNotFoundError as error:
+            raise ToolMissingError(error.name or entry.module) from error
+        return tool
+    raise ToolMissingError(f"the tool {name}")
