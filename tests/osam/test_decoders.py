@@ -245,7 +245,8 @@ def test_a_zero_state_is_the_frozen_model_bit_for_bit(family: str) -> None:
     wanted = frozen(family)(input_ids=ids).logits
     assert torch.equal(run(model, memory, memory.init_state(2), ids, write=False), wanted)
     first = run(model, memory, memory.init_state(2), ids, write=True)
-    assert torch.equal(first[:, 0], wanted[:, 0]), "the first token reads the state before it"
+    # Not in bits: an expert's other tokens, which are steered, share its matrix product.
+    assert distance(first[:, 0], wanted[:, 0]) < LIMIT, "the first token reads the state before it"
     assert not torch.equal(first, wanted)
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, wanted), "without a state nothing is steered"
