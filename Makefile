@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up test check format proto train-tiny bench-kernels clean
+.PHONY: help setup demo up test check format proto train-tiny bench-kernels gpu clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.local ## Make .venv with all that the platform needs to run
 
@@ -65,6 +65,14 @@ train-tiny: $(VENV)/.test ## Train models/memfold-tiny anew
 
 bench-kernels: $(VENV)/.test ## Measure the kernels on one thread of this processor
 	@$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+# Without .venv, any Python that has the libraries will do; nothing of ours need be installed.
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
+
+gpu: ## Test and measure the kernels on this machine's GPU
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+		{ echo "There is no GPU here: make gpu needs a CUDA device, and a Python with torch, triton, transformers and pytest"; exit 1; }
+	@PYTHONPATH=src:kernels $(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean: ## Remove what the other commands made
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
