@@ -16,25 +16,18 @@ from torch import Tensor, nn
 
 from memfold_osam.binding import Binding, TokenFlags
 from memfold_osam.config import AdapterConfig, Head
-from memfold_osam.decoder import AttentionBlock, add_to_rows, attention_blocks
+from memfold_osam.decoder import AttentionBlock, add_to_rows, chosen_blocks
 from memfold_osam.layer import LayerMemory
 from memfold_osam.state import OsamState
 
 
-def _chosen(model: nn.Module, config: AdapterConfig) -> list[AttentionBlock]:
-    """The blocks that the adapter is for, in order."""
-    blocks = attention_blocks(model)
-    if unknown := sorted(set(config.target_layers) - blocks.keys()):
-        raise ValueError(
-            f"target_layers names {unknown}, but the layers with attention are {', '.join(map(str, blocks))}"
-        )
-    chosen = [block for number, block in blocks.items() if number in config.target_layers or not config.target_layers]
-    devices = sorted({str(block.device) for block in chosen})
+def _on_one_device(model: nn.Module, blocks: list[AttentionBlock]) -> list[AttentionBlock]:
+    devices = sorted({str(block.device) for block in blocks})
     if len(devices) > 1 or "meta" in devices:
         raise ValueError(
             f"{type(model).__name__}'s layers lie on {', '.join(devices)}; the state needs one real device"
         )
-    return chosen
+    return blocks
 
 
 class DeltaMemory(nn.Module):
@@ -54,19 +47,18 @@ class DeltaMemory(nn.Module):
         """
         super().__init__()
         self.config = config
-        blocks = _chosen(model, config)
+        # All that can be refused is refused before the first hook stands.
+        blocks = _on_one_device(model, list(chosen_blocks(model, config).values()))
         self.block_names = [block.key for block in blocks]
         self._layers = nn.ModuleList()
         self._binding: Binding | None = None
-        # All that can be refused is refused before the first hook stands.
-        steered = [block.steered(config.delta_heads) for block in blocks]
         for index, block in enumerate(blocks):
             layer = LayerMemory(config, block.hidden, {head: p.width for head, p in block.projections.items()})
             layer.init_outputs(
                 {head: block.projections[head].columns(config.base_slice_ref_width) for head in config.delta_heads}
             )
             self._layers.append(layer.to(block.device, block.dtype))
-            self._hook(index, block, steered[index], layer)
+            self._hook(index, block, layer)
 
     def layer(self, index: int) -> LayerMemory:
         """The adapted layer at a place of the state, counted from 0."""
@@ -148,9 +140,7 @@ class DeltaMemory(nn.Module):
         finally:
             self._binding = None
 
-    def _hook(
-        self, index: int, block: AttentionBlock, steered: dict[nn.Module, dict[Head, slice]], layer: LayerMemory
-    ) -> None:
+    def _hook(self, index: int, block: AttentionBlock, layer: LayerMemory) -> None:
         """Steer one attention block. What it read lives from the block's pre-hook to its projections."""
         reads: list[Tensor] = []
 
@@ -168,5 +158,5 @@ class DeltaMemory(nn.Module):
             )
 
         block.module.register_forward_pre_hook(before, with_kwargs=True)
-        for module, heads in steered.items():
+        for module, heads in block.steered(self.config.delta_heads).items():
             module.register_forward_hook(partial(steer, heads))

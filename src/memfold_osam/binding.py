@@ -81,6 +81,8 @@ class Binding:
         self._items: tuple[int, Items] | None = None
         self.gain = gain
         if isinstance(gain, Tensor):
+            if gain.shape != state.shape[1:2]:
+                raise ValueError(f"gain must be a number or {tuple(state.shape[1:2])}, got {tuple(gain.shape)}")
             gain = gain.to(state.device, torch.float32)
             self.gain = gain[:, None, None] if cu_seqlens is None else gain[self._rows.row][None, :, None]
 

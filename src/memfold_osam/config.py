@@ -64,6 +64,8 @@ class AdapterConfig:
         delta_o_rmsnorm: the o correction, once scaled, gets the RMS norm.
         trainable_delta_scale: corrections are scaled by a weight of the layer's, or of the head's.
         delta_scale_max: that such a weight approaches.
+        beta_bias_init, delta_scale_init, output_init, base_slice_ref_width, online_gain: how a fresh adapter starts;
+            no matter to one that is loaded.
 
     Raises:
         ValueError: a value outside its range; the message names the key.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfold_osam.config import Head
+from memfold_osam.config import AdapterConfig, Head
 
 # What a layer calls its attention. Nemotron-H has a ``mixer`` in every layer; those with projections are attention.
 BLOCK_NAMES = ("self_attn", "mixer")
@@ -136,6 +136,24 @@ def attention_blocks(model: nn.Module) -> dict[int, AttentionBlock]:
     if not found:
         raise TypeError(f"{kind} has no layers with self_attn, q_proj and o_proj{_what_it_has(decoder)}")
     return dict(sorted(found.items()))
+
+
+def chosen_blocks(model: nn.Module, config: AdapterConfig) -> dict[int, AttentionBlock]:
+    """The blocks that an adapter is for, by layer number, in order.
+
+    Raises:
+        TypeError: the model cannot be adapted, or a block lacks a projection that is to be corrected.
+        ValueError: ``target_layers`` names a layer without attention.
+    """
+    blocks = attention_blocks(model)
+    if unknown := sorted(set(config.target_layers) - blocks.keys()):
+        raise ValueError(
+            f"target_layers names {unknown}, but the layers with attention are {', '.join(map(str, blocks))}"
+        )
+    chosen = {n: block for n, block in blocks.items() if n in config.target_layers or not config.target_layers}
+    for block in chosen.values():
+        block.steered(config.delta_heads)
+    return chosen
 
 
 def add_to_rows(output: Tensor, corrections: Iterable[tuple[slice, Tensor]]) -> Tensor:

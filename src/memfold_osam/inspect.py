@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from memfold_osam.adapter import REFERENCE_WEIGHTS_FILE, WEIGHTS_FILE, check_weights, read_config, read_weights
 from memfold_osam.card import AdapterCard, BackboneCard
 from memfold_osam.config import AdapterConfig, Head
-from memfold_osam.decoder import AttentionBlock, attention_blocks
+from memfold_osam.decoder import AttentionBlock, attention_blocks, chosen_blocks
 from memfold_osam.layer import HEADS, LayerMemory
 
 SERVED_IN = (torch.float32, torch.bfloat16)
@@ -56,8 +56,7 @@ def inspect_adapter(path: str, backbone: str = "") -> dict[str, Any]:
     if model is None:
         widths, known = _widths_of_weights(directory, weights), card.backbone
     else:
-        blocks = attention_blocks(model)
-        widths = _widths_of_blocks(config, blocks)
+        widths = _widths_of_blocks(chosen_blocks(model, config))
         known = replace(card.backbone, parameters=sum(p.numel() for p in model.parameters()))
     check_weights(directory, weights, _shapes(config, widths))
     state_shape = (len(widths), config.num_state_heads, config.rank, config.rank)
@@ -136,16 +135,11 @@ def _on_meta(backbone: str) -> PreTrainedModel:
     return model
 
 
-def _widths_of_blocks(config: AdapterConfig, blocks: Mapping[int, AttentionBlock]) -> dict[int, _Widths]:
+def _widths_of_blocks(blocks: Mapping[int, AttentionBlock]) -> dict[int, _Widths]:
     """The widths of the blocks that an adapter is for."""
-    if unknown := sorted(set(config.target_layers) - blocks.keys()):
-        raise ValueError(f"target_layers names {unknown}, but the layers with attention are {sorted(blocks)}")
-    chosen = {n: block for n, block in blocks.items() if n in config.target_layers or not config.target_layers}
-    for block in chosen.values():
-        block.steered(config.delta_heads)
     return {
         number: _Widths(block.hidden, {head: p.width for head, p in block.projections.items()})
-        for number, block in chosen.items()
+        for number, block in blocks.items()
     }
 
 

@@ -19,11 +19,17 @@ class Rows:
 
     Args:
         cu_seqlens: (N + 1,), where each packed sequence begins and the last one ends; None for ``(N, T)``.
+
+    Raises:
+        ValueError: ``cu_seqlens`` do not rise from 0, or are of no sequence.
     """
 
     def __init__(self, cu_seqlens: Tensor | None = None) -> None:
         self.cu_seqlens = cu_seqlens
         if cu_seqlens is not None:
+            bounds = cu_seqlens.tolist()
+            if len(bounds) < 2 or bounds[0] != 0 or bounds != sorted(bounds):
+                raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, got {bounds}")
             lengths = cu_seqlens.diff()
             self.count, self.width = len(lengths), int(lengths.max())
             self.row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
@@ -94,7 +100,7 @@ class Units:
         named, unit, self.counts = torch.unique(
             (keys * len(id_names) + number)[writes], return_inverse=True, return_counts=True
         )
-        self._unit = torch.full_like(ids, len(named)).masked_scatter(writes, unit)
+        self._unit = torch.full_like(keys, len(named)).masked_scatter(writes, unit)
         key = named // len(id_names)
         self._row = key // len(segment_names)
         # The first token of a later segment; the keys rise from token to token and from row to row.

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +100,15 @@ def test_gradients_agree_with_differences(backend: str) -> None:
     assert torch.autograd.gradcheck(lambda *y: delta_scan(*y, backend=backend), x, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_gradients_of_gradients_are_refused_rather_than_wrong(backend: str) -> None:
+    x = [t.requires_grad_() for t in inputs(1, 5, 1, 2)]
+    reads, _ = delta_scan(*x, backend=backend)
+    (gradient,) = torch.autograd.grad(reads.sin().sum(), x[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("length", [40, 150])
 def test_gates_of_zero_and_one_are_hard(backend: str, length: int) -> None:
@@ -155,6 +168,7 @@ def test_no_tokens_leave_a_copy_of_the_state_that_passes_gradients(backend: str)
     reads, after = delta_scan(*tokens, state, backend=backend)
     assert reads.shape == (2, 0, 1, 3)
     assert torch.equal(after, state)
+    assert after.data_ptr() != state.data_ptr()
     assert torch.equal(torch.autograd.grad(after.sum(), state)[0], torch.ones_like(state))
 
 
@@ -385,9 +399,40 @@ def test_a_backend_that_lacks_its_package_says_so(monkeypatch: pytest.MonkeyPatc
         delta_scan(*inputs(1, 5, 1, 2), backend="triton")
 
 
-def test_auto_takes_the_compiled_kernel_of_the_device_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "chosen"), [("naive", ["cpu", "triton", "torch"]), ("not_installed", ["torch"] * 3)]
+)
+def test_auto_takes_the_compiled_kernel_of_the_device_where_it_can_be_imported(
+    monkeypatch: pytest.MonkeyPatch, module: str, chosen: list[str]
+) -> None:
     package = importlib.import_module("memfold_kernels.delta_scan")
-    monkeypatch.setattr(package, "_installed", lambda _: True)
-    assert [package._best(device) for device in ("cpu", "cuda", "mps")] == ["cpu", "triton", "torch"]
-    monkeypatch.setattr(package, "_installed", lambda _: False)
-    assert [package._best(device) for device in ("cpu", "cuda", "mps")] == ["torch", "torch", "torch"]
+    monkeypatch.setattr(package, "_BACKENDS", {"cpu": module, "triton": module, "torch": "naive"})
+    package._load.cache_clear()
+    assert [package._best.__wrapped__(device) for device in ("cpu", "cuda", "mps")] == chosen
+    package._load.cache_clear()
+
+
+# As on a machine that has torch and transformers only, with the tree on its path.
+WITHOUT = """
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *rest: (
+    None if name.partition(".")[0] in ("numba", "llvmlite", "triton", "memfold") else find(name, *rest)
+)
+import torch, memfold_kernels.delta_step, memfold_osam, memfold_osam.fold
+from memfold_kernels.delta_scan import delta_scan
+tokens = [torch.rand(1, 4, 1, 2) for _ in range(6)]
+print(tuple(delta_scan(*tokens, torch.rand(1, 1, 2, 2))[0].shape))
+"""
+
+
+def test_the_tree_alone_goes_without_the_compilers() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root / 'kernels'}", "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[0] == "(1, 4, 1, 2)", done.stderr

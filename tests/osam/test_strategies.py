@@ -330,6 +330,20 @@ def test_ids_mean_their_order_and_nothing_else() -> None:
     assert torch.equal(written(memory, model, message_ids=names), written(memory, model, message_ids=ranks))
 
 
+@pytest.mark.parametrize("granularity", ["message_mean", "sentence_mean"])
+def test_ids_may_be_integers_of_any_size(granularity: str) -> None:
+    model, memory = attach(memory_write_granularity=granularity)
+    ids = torch.tensor([[2, 2, 0, 0, 1, -1], [0, 1, 1, 1, 2, 2]])
+    segments = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 3, 3, 3]])
+
+    def given(dtype: torch.dtype) -> Tensor:
+        flags = {"message_ids": ids, "sentence_ids": ids, "segment_ids": segments}
+        return written(memory, model, **{name: values.to(dtype) for name, values in flags.items()})
+
+    for dtype in (torch.int32, torch.int16):
+        assert torch.equal(given(dtype), given(torch.int64))
+
+
 def test_a_sentence_of_no_message_is_not_written() -> None:
     model, memory = attach(memory_write_granularity="sentence_mean")
     sentences, messages = torch.tensor([[0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 0, 0, -1, -1, -1]])
@@ -371,6 +385,16 @@ def test_flags_that_do_not_fit_are_refused_with_both_shapes() -> None:
         ([0, 4, 6], "1 rows, .* 2 seq"),
     ):
         with pytest.raises(ValueError, match=why), memory.bind(state, cu_seqlens=torch.tensor(ends)):
+            model(ids)
+    for ends in ([1, 7], [0, 8, 6], [0]):
+        with (
+            pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the number of tokens"),
+            memory.bind(memory.init_state(len(ends) - 1), cu_seqlens=torch.tensor(ends)),
+        ):
+            model(ids)
+    for gain in (torch.ones(2), torch.tensor(0.5)):
+        why = rf"gain must be a number or \(1,\), got \({'2,' if gain.ndim else ''}\)"
+        with pytest.raises(ValueError, match=why), memory.bind(state, gain=gain):
             model(ids)
     assert not state.tensor.any()
 

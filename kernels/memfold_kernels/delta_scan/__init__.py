@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-from importlib.util import find_spec
 from typing import Literal, Protocol, cast
 
 import torch
@@ -71,16 +70,16 @@ def delta_scan(
     Args:
         q, k, v: queries, keys and values, (B, T, H, r); packed (1, sum of T, H, r).
         keep, erase, write: gates on the rows of the state, of the same shape.
-        state: (B, H, r, r), not changed; packed a pool (slots + 1, H, r, r), changed in place. All is computed in
-            its dtype, whatever that of the tokens is.
+        state: (B, H, r, r), not changed; packed a pool (slots + 1, H, r, r), changed in place (``triton`` takes a
+            contiguous one only). All is computed in its dtype, whatever that of the tokens is.
         mask: (B, T), false where a token neither reads (its read is 0) nor writes; all true where it is None.
         cu_seqlens: (N + 1,) integers, where each sequence starts, and the end: 0, ..., sum of T. A sequence may
             be empty.
         state_slots: (N,) integers, the place of each sequence's state in the pool. Slot 0 is padding: its tokens
             read 0 and its state stays as it is. No other slot may be named twice.
         backend: ``naive`` is the oracle, ``torch`` the chunked form for any device, ``cpu`` and ``triton`` are
-            compiled; all have gradients. ``auto`` takes ``cpu`` on a CPU and ``triton`` on a CUDA device where
-            numba and triton are installed, else ``torch``.
+            compiled; all have gradients, of the first order. ``auto`` takes ``cpu`` on a CPU and ``triton`` on a CUDA
+            device where numba and triton can be imported, else ``torch``.
 
     Returns:
         What each token read, of q's shape and dtype, and the state after the last token; packed the pool itself.
@@ -153,15 +152,15 @@ def _few(numbers: list[int]) -> str:
     return str(numbers) if len(numbers) <= 16 else f"{numbers[:16]} and {len(numbers) - 16} more"
 
 
-def _best(device: str) -> str:
-    if device == "cpu" and _installed("numba"):
-        return "cpu"
-    return "triton" if device == "cuda" and _installed("triton") else "torch"
-
-
 @functools.cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _best(device: str) -> str:
+    """The compiled backend for a device, where it can be imported."""
+    name = {"cpu": "cpu", "cuda": "triton"}.get(device, "torch")
+    try:
+        _load(name)
+    except ImportError:
+        return "torch"
+    return name
 
 
 @functools.cache

@@ -10,7 +10,7 @@ def scan(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See ``delta_scan``; gradients by autograd."""
-    reads = []
+    reads, state = [], state.clone()
     # Taken apart once: the gradient of an index per token would cost the whole length for every token.
     tokens = zip(*(x.to(state.dtype).unbind(1) for x in (q, k, v, keep, erase, write)), strict=True)
     for q_t, k_t, v_t, keep_t, erase_t, write_t in tokens:

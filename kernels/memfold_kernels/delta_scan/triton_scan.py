@@ -24,9 +24,6 @@ token, head and layer, where keeping every state takes 256. Backward starts each
 states again; the gradient of a row runs backwards through chunks by maps of the same form, so that both ways exist
 for it too. What it holds for itself while it runs: serial, 16 states a sequence; split, 16 states a chunk (64 bytes
 a token) and the chunks' maps (36 bytes a token).
-
-**Reading without writing** needs no scan: padded, it is one batched product (``LayerMemory.read`` in
-memfold_osam); packed, see ``read_packed``.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from memfold_kernels.delta_scan import triton_kernels as kernels
 from memfold_kernels.device import device_of
@@ -78,7 +76,7 @@ def scan(
     """
     batch, length, heads, rank = q.shape
     if q.numel() == 0:
-        return torch.zeros_like(q), state
+        return torch.zeros_like(q), state.clone()
     if split is None:
         split = splits(batch * heads, length, rank)
     reads, after = _Scan.apply(q, k, v, keep, erase, write, state, split)  # type: ignore[no-untyped-call]
@@ -125,22 +123,6 @@ def scan_packed(
         checkpoints = shape.chain(inputs, reads, pool, pool, reverse=False) if split else pool
         shape.replay(inputs, pool, pool, checkpoints, reads, split=split, save=False)
     return reads
-
-
-def read_packed(q: Tensor, pool: Tensor, cu_seqlens: Tensor, state_slots: Tensor) -> Tensor:
-    """What packed tokens read where none writes: S q, without a scan and without waiting for the device.
-
-    Args:
-        q: (1, sumT, H, r).
-        pool, cu_seqlens, state_slots: as in ``scan_packed``; slot 0 reads 0.
-
-    Returns:
-        (1, sumT, H, r).
-    """
-    tokens = torch.arange(q.shape[1], device=q.device)
-    slots = state_slots[torch.bucketize(tokens, cu_seqlens[1:], right=True)].long()
-    reads = torch.einsum("thij,thj->thi", pool[slots], q[0].to(pool.dtype))
-    return reads.masked_fill((slots == 0)[:, None, None], 0.0).to(q.dtype)[None]
 
 
 class _Shape:
@@ -241,6 +223,7 @@ class _Scan(torch.autograd.Function):
         return reads, after
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         *inputs, checkpoints = ctx.saved_tensors
         shape: _Shape = ctx.shape

@@ -146,7 +146,8 @@ def steer_kernel(
             if NORM:
                 mask = (i < WIDTH)[:, None] & (i < WIDTH)[None, :]
                 form = tl.load(gram + i[:, None] * WIDTH + i[None, :], mask=mask, other=0.0).to(dtype)
-                square = tl.sum(tl.sum(form * reads[None, :], axis=1) * reads, axis=0)
+                # A small rest of large terms may come out below zero.
+                square = tl.maximum(tl.sum(tl.sum(form * reads[None, :], axis=1) * reads, axis=0), 0.0)
                 o = job * SLICE + tl.arange(0, SLICE)
                 weight = tl.load(norm_weight + o, mask=o < OUT, other=0.0).to(dtype)
                 by_output = weight * (scale / tl.sqrt(square + EPS))

@@ -18,7 +18,8 @@ class RmsNorm:
     """The norm over the corrections of head ``o``, without a sum over them.
 
     The mean square of ``W m`` is ``m^T (W^T W / out) m``: an n x n form that is computed once, so that each
-    slice of the output can be normed by itself.
+    slice of the output can be normed by itself. In fp32 it is exact to a thousandth where the correction is at least
+    a hundredth of what its terms are; of one that cancels further the norm is too small.
 
     Attributes:
         weight: (out,).

@@ -100,6 +100,29 @@ def test_each_launch_can_go_without_its_other_half(device: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_correction_of_nearly_nothing_is_normed_to_something_finite(device: str) -> None:
+    """The columns of W are nearly one: of large reads little is left, whose mean square must not come out negative."""
+    column = torch.randn(OUTS["o"], 1, generator=torch.Generator().manual_seed(0))
+    weight = torch.cat([column, column / 3, column / 7, column / 11], 1).to(device)
+    zeros = torch.zeros(4, HIDDEN, device=device)
+    weights = StepWeights.stack(
+        q=zeros,
+        k=zeros,
+        v=zeros,
+        beta=(zeros, zeros[:, 0]),
+        outputs={"o": weight},
+        scales={"o": 1.0},
+        heads=1,
+        o_norm=(torch.ones(OUTS["o"], device=device), 1e-6),
+    )
+    reads = torch.tensor([[1.0, -3, 0, 0], [1, 0, -7, 0], [0, 3, 7, -22], [3, 2, -7, -29.333334]]) * 1e4
+    buffers, slots = step_buffers(weights, 4), torch.arange(1, 5, device=device)
+    buffers[0] = reads.to(device)
+    out, pool = torch.zeros(4, OUTS["o"], device=device), torch.zeros(5, 1, 4, 4, device=device)
+    steer(weights, pool, slots, buffers, out=out, backend="triton")
+    assert out.isfinite().all()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_graph_replays_the_step() -> None:
