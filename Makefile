@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up test check format proto train-tiny bench-kernels gpu clean
+.PHONY: help setup demo up test check format proto train-tiny bench-kernels bench-folding gpu clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,9 @@ up: $(VENV)/.local ## Run the platform here until ctrl-C; BACKBONE= and ADAPTER=
 	@$(BIN)/memfold up $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(ARGS) \
 		|| test $$? -eq 130
 
+# Two at a time: much of a test's time is waiting for processes.
 test: $(VENV)/.test ## Run the tests
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Lint, types, import rules, protos
 	$(BIN)/ruff check .
@@ -63,8 +64,21 @@ proto: $(VENV)/.dev ## Generate the code of the protos
 train-tiny: $(VENV)/.test ## Train models/memfold-tiny anew
 	$(BIN)/python -m memfold_training.tiny $(ARGS)
 
+faults: $(VENV)/.test ## Put the platform through every fault there is a test for, in short
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults $(ARGS)
+
+faults-long: $(VENV)/.test ## The same for twenty minutes, then a hundred thousand mutated requests; ARGS="--minutes 5 --seed 1"
+	@PYTHONPATH=tests/faults $(BIN)/python -P -m memfold_faults.long $(ARGS)
+	@$(BIN)/pytest -q tests/faults/test_state_machine.py --hypothesis-profile=long
+
+bench-reliability: $(VENV)/.test ## Measure appends, bytes in Redis, forks and rollbacks
+	@for one in append redis_bytes history; do $(BIN)/python benchmarks/$$one.py || exit 1; done
+
 bench-kernels: $(VENV)/.test ## Measure the kernels on one thread of this processor
 	@$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+bench-folding: $(VENV)/.test ## Measure what folding costs: tokens run for each token appended
+	@$(BIN)/python benchmarks/folding.py $(ARGS)
 
 # Without .venv, any Python that has the libraries will do; nothing of ours need be installed.
 GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))

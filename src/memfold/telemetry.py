@@ -53,7 +53,7 @@ class Gauge(Protocol):
 class Instruments:
     """Everything that memfold measures. Prometheus shows each as ``memfold_`` and the attribute's name.
 
-    Prometheus adds ``_total`` to the two counters of tokens.
+    Prometheus adds ``_total`` to the counters that only grow.
     """
 
     append_ack_seconds: Histogram
@@ -67,6 +67,7 @@ class Instruments:
     first_token_seconds: Histogram
     generated_tokens: Counter
     open_streams: Counter
+    states_damaged: Counter
 
     @classmethod
     def of(cls, meter: Meter) -> Self:
@@ -90,6 +91,7 @@ class Instruments:
             first_token_seconds=seconds("memfold.first_token", "Generate to its first token"),
             generated_tokens=meter.create_counter("memfold.generated.tokens", "{token}", "Tokens generated"),
             open_streams=meter.create_up_down_counter("memfold.open_streams", "{stream}", "Generations running now"),
+            states_damaged=meter.create_counter("memfold.states.damaged", "{state}", "Stored states found damaged"),
         )
 
 

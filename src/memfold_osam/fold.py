@@ -6,17 +6,22 @@ begin depends on the turns alone, so the state is a function of the log, however
 
 An adapter that writes messages or sentences reads and writes by *pieces*: one turn, or what one block holds of a
 turn that is split. A piece reads the state from before it and is written at its end, system turns never. A sentence
-that is split is two.
+that is split is two. No piece reaches over the end of a fold.
+
+The block that a fold leaves open can be handed back with the backbone's keys and values: then the next fold of that
+memory runs its new turns only. Without it the block is run again from its anchor; the state is the same but for rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from memfold_osam.open_block import OpenBlock, hands_back, join, split
 from memfold_osam.serving import ServedModel
 from memfold_osam.state import OsamState
 from memfold_osam.turns import Message
@@ -30,11 +35,14 @@ class FoldJob:
         anchor: state (layers, heads, r, r) before token ``offset`` of the first message; zeros where it is None.
         offset: tokens of the first message that earlier blocks hold.
         messages: from the anchor to the last turn to fold, in order.
+        open_block: as an earlier fold handed it back; then ``messages`` are those behind it, and neither ``anchor`` nor
+            ``offset`` is looked at.
     """
 
     anchor: Tensor | None
     offset: int
     messages: Sequence[Message]
+    open_block: OpenBlock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class FoldResult:
         anchor_index: the message in which that block starts.
         anchor_offset: and the token of that message.
         tokens: that were run.
+        open_block: to go on with; None where it is full, or not worth its bytes, or the model cannot go on so.
     """
 
     state: Tensor
@@ -54,6 +63,7 @@ class FoldResult:
     anchor_index: int
     anchor_offset: int
     tokens: int
+    open_block: OpenBlock | None = None
 
 
 @dataclass(slots=True)
@@ -61,17 +71,30 @@ class _Block:
     """Tokens of one block, and the message and the token of it that it starts with.
 
     Attributes:
-        pieces: which of the block's pieces each token is of, counted from 0.
+        before: what earlier folds have put into the block.
+        tokens: to run.
+        pieces: which of these pieces each token is of, counted from 0.
         writes: 1 where an adapter that writes pieces writes the token's, else 0.
         sentences: of the token's message, -1 for none; only where the adapter writes sentences.
     """
 
     index: int
     offset: int
+    before: OpenBlock | None = None
     tokens: list[int] = field(default_factory=list)
     pieces: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
     sentences: list[int] = field(default_factory=list)
+
+    @property
+    def held(self) -> int:
+        """Positions of the keys and values that it starts with."""
+        return 0 if self.before is None else self.before.positions
+
+    @property
+    def size(self) -> int:
+        """Tokens in it, those of earlier folds included."""
+        return len(self.tokens) + (0 if self.before is None else self.before.tokens)
 
     def add(self, message: Message, tokens: list[int], sentences: list[int]) -> None:
         """Append one piece."""
@@ -89,12 +112,15 @@ class Folder:
         served: the model; its adapter decides what a token, a turn or a sentence writes.
         batch_tokens: the most tokens, padding included, that one pass of the model takes; a single
             block may exceed it.
+        keep_bytes: the most bytes of open blocks that one call hands back.
     """
 
-    def __init__(self, served: ServedModel, batch_tokens: int = 16384) -> None:
+    def __init__(self, served: ServedModel, batch_tokens: int = 16384, keep_bytes: int = 0) -> None:
         self.served = served
         self._granularity = served.memory.config.memory_write_granularity
         self.batch_tokens = batch_tokens
+        self._keep_bytes = keep_bytes if keep_bytes and hands_back(served.model) else 0
+        self._position_bytes = 0  # known once something has been handed back
 
     @torch.inference_mode()
     def fold(self, jobs: Sequence[FoldJob]) -> list[FoldResult]:
@@ -105,71 +131,113 @@ class Folder:
         plans = [self._blocks(job) for job in jobs]
         states = [self._start(job) for job in jobs]
         anchors: list[Tensor | None] = [None] * len(jobs)
+        opened: list[OpenBlock | None] = [job.open_block if not job.messages else None for job in jobs]
+        room = self._keep_bytes
         for wave in range(max((len(p) for p in plans), default=0)):
-            rows = [i for i, plan in enumerate(plans) if wave < len(plan)]
+            blocks = {i: plan[wave] for i, plan in enumerate(plans) if wave < len(plan)}
             if wave:
-                for i in rows:
-                    anchors[i] = states[i]
-            for batch in self._batches(rows, [len(plans[i][wave].tokens) for i in rows]):
-                after = self._run([plans[i][wave] for i in batch], [states[i] for i in batch])
-                for i, state in zip(batch, after, strict=True):
+                anchors = [states[i] if i in blocks else anchor for i, anchor in enumerate(anchors)]
+            for batch in self._batches(blocks):
+                ends = [wave == len(plans[i]) - 1 for i in batch]
+                kept = self._worth_keeping([blocks[i] for i in batch], ends, room)
+                after = self._run([blocks[i] for i in batch], [states[i] for i in batch], kept)
+                for i, (state, left) in zip(batch, after, strict=True):
                     states[i] = state
+                    if left is not None and left.bytes <= room:
+                        opened[i], room = left, room - left.bytes
         results = []
-        for plan, state, anchor in zip(plans, states, anchors, strict=True):
+        for plan, state, anchor, left in zip(plans, states, anchors, opened, strict=True):
             last = plan[-1] if plan else _Block(0, 0)
             tokens = sum(len(block.tokens) for block in plan)
-            results.append(FoldResult(state, anchor, last.index, last.offset, tokens))
+            results.append(FoldResult(state, anchor, last.index, last.offset, tokens, left))
         return results
 
     def _start(self, job: FoldJob) -> Tensor:
+        if job.open_block is not None:
+            return job.open_block.state
         return torch.zeros(self.served.state_shape) if job.anchor is None else job.anchor.float()
 
     def _blocks(self, job: FoldJob) -> list[_Block]:
         """Cut a job's turns into blocks."""
         size = self.served.block_tokens
-        blocks: list[_Block] = []
+        blocks = [] if job.open_block is None else [_Block(0, 0, before=job.open_block)]
         for index, message in enumerate(job.messages):
             tokens = self.served.turns.encode(message)
             sentences = self.served.turns.sentences(message) if self._granularity == "sentence_mean" else []
-            at = job.offset if index == 0 else 0
+            at = job.offset if index == 0 and job.open_block is None else 0
             while at < len(tokens):
-                room = size - len(blocks[-1].tokens) if blocks else 0
-                if not blocks or len(tokens) - at > room:
-                    if not blocks or blocks[-1].tokens:
-                        blocks.append(_Block(index, at))
+                room = size - blocks[-1].size if blocks else 0
+                if len(tokens) - at > room:
+                    blocks.append(_Block(index, at))
                     room = size
                 blocks[-1].add(message, tokens[at : at + room], sentences[at : at + room])
                 at += room
         return blocks
 
-    def _batches(self, rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
-        """Group rows of similar length under the token budget."""
+    def _batches(self, blocks: dict[int, _Block]) -> Iterator[list[int]]:
+        """Group rows of similar length under the token budget; those without tokens need no pass.
+
+        Padding may double what the rows hold of keys and values, and no more: they may be many times the tokens.
+        """
         batch: list[int] = []
-        for length, row in sorted(zip(lengths, rows, strict=True)):
-            if batch and length * (len(batch) + 1) > self.batch_tokens:
+        for length, held, row in sorted((len(block.tokens), block.held, row) for row, block in blocks.items()):
+            if not length:
+                continue
+            rows = [*batch, row]
+            longest, whole = max(blocks[i].held for i in rows), sum(blocks[i].held for i in batch) + held
+            if batch and (
+                length * len(rows) > self.batch_tokens or longest * len(rows) > 2 * whole + self.batch_tokens
+            ):
                 yield batch
                 batch = []
             batch.append(row)
         if batch:
             yield batch
 
-    def _run(self, blocks: list[_Block], states: list[Tensor]) -> list[Tensor]:
-        """One pass over a batch of blocks, padded on the right: causal attention never looks there."""
-        served, bos = self.served, list(self.served.turns.bos)
-        width = len(bos) + max(len(b.tokens) for b in blocks)
+    def _worth_keeping(self, blocks: list[_Block], ends: list[bool], room: int) -> list[bool]:
+        """Which blocks to hand back: the last of their plans, unless they are full, as long as there is room."""
+        kept = []
+        for block, is_last in zip(blocks, ends, strict=True):
+            expected = self._position_bytes * (block.size + len(self.served.turns.bos))
+            keep = is_last and block.size < self.served.block_tokens and room > 0 and expected <= room
+            room -= expected if keep else 0
+            kept.append(keep)
+        return kept
 
-        def padded(fill: int, rows: Iterable[list[int]], opening: list[int] | None = None) -> Tensor:
-            whole = [(opening or [fill] * len(bos)) + row for row in rows]
+    def _run(
+        self, blocks: list[_Block], states: list[Tensor], kept: list[bool]
+    ) -> list[tuple[Tensor, OpenBlock | None]]:
+        """One pass over a batch of blocks: the states after it, and of those ``kept`` the keys and values.
+
+        Rows are padded on the right, where causal attention never looks; what they start with, on the left.
+        """
+        served = self.served
+        bos = [list(served.turns.bos) if block.before is None else [] for block in blocks]
+        counts = [len(first) + len(block.tokens) for first, block in zip(bos, blocks, strict=True)]
+        width = max(counts)
+
+        def padded(fill: int, rows: Sequence[list[int]], opening: Sequence[list[int]] | None = None) -> Tensor:
+            openings = opening or [[fill] * len(first) for first in bos]
+            whole = [first + row for first, row in zip(openings, rows, strict=True)]
             return torch.tensor([row + [fill] * (width - len(row)) for row in whole], device=served.device)
 
-        ids = padded(0, (b.tokens for b in blocks), opening=bos)
-        flags = {"token_mask": padded(0, ([1] * len(b.tokens) for b in blocks))}
+        flags = {"token_mask": padded(0, [[1] * len(b.tokens) for b in blocks])}
         if self._granularity != "token":
-            flags["write"] = padded(0, (b.writes for b in blocks))
-            flags["segment_ids"] = padded(-1, (b.pieces for b in blocks))
+            flags["write"] = padded(0, [b.writes for b in blocks])
+            flags["segment_ids"] = padded(-1, [b.pieces for b in blocks])
         if self._granularity == "sentence_mean":
-            flags["sentence_ids"] = padded(-1, (b.sentences for b in blocks))
+            flags["sentence_ids"] = padded(-1, [b.sentences for b in blocks])
+        inputs: dict[str, Any] = {"input_ids": padded(0, [b.tokens for b in blocks], opening=bos)}
+        befores = [block.before for block in blocks]
+        if any(kept) or any(befores):
+            inputs |= join(served.model, befores, counts)
         state = OsamState(torch.stack(states, 1).to(served.device))
         with served.memory.bind(state, **flags):
-            served.model.base_model(input_ids=ids, use_cache=False)
-        return list(state.tensor.cpu().unbind(1))
+            served.model.base_model(**inputs, use_cache="past_key_values" in inputs)
+        after = list(state.tensor.cpu().unbind(1))
+        opened: list[OpenBlock | None] = [None] * len(blocks)
+        if any(kept):
+            sizes = [block.size if keep else 0 for block, keep in zip(blocks, kept, strict=True)]
+            opened = split(inputs["past_key_values"], befores, counts, sizes, after)
+            self._position_bytes = max((o.bytes // o.positions for o in opened if o), default=self._position_bytes)
+        return list(zip(after, opened, strict=True))

@@ -46,6 +46,12 @@ class ServedModel:
         return self.memory.state_shape
 
     @property
+    def exact(self) -> bool:
+        """The model computes in fp32: what a log folds into does not depend on how, beyond a relative 1e-5."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype == torch.float32
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         device: torch.device = self.model.device

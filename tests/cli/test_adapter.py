@@ -69,6 +69,8 @@ def test_what_is_no_adapter_ends_with_1_and_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "unknown key 'surprise'" in done.stderr
     assert run(ADAPTER, "--backbone", tmp_path).exit_code == 1
+    (tmp_path / "delta_mem_config.json").unlink()
+    assert f"cannot read {tmp_path}/delta_mem_config.json: No such file" in run(tmp_path).stderr
 
 
 @pytest.mark.parametrize("args", [[], ["/no/such/directory"], [__file__], [ADAPTER, "--nonsense"]])

@@ -3,7 +3,8 @@ from typer.testing import CliRunner
 
 from memfold.cli import app
 
-COMMANDS = ["demo", "up", "chat", "ingest", "memories", "show", "turns", "delete"]
+HISTORY = ["revisions", "fork", "rollback", "forget", "skip", "rebuild", "verify", "operations"]
+COMMANDS = ["demo", "up", "chat", "ingest", "memories", "show", "turns", "delete", *HISTORY]
 
 
 @pytest.fixture
@@ -37,6 +38,16 @@ def test_the_version_is_printed(run):
         ["delete", "x", "--yes"],
         ["chat", "x"],
         ["ingest", "-", "--memory", "x"],
+        ["revisions", "x"],
+        ["fork", "x", "y"],
+        ["rollback", "x", "3", "--yes"],
+        ["forget", "x", "--ids", "a", "--yes"],
+        ["forget", "x", "--range", "3-7", "--yes"],
+        ["forget", "x", "--match", "day=Monday", "--role", "user", "--yes"],
+        ["skip", "x", "3"],
+        ["rebuild", "x"],
+        ["verify", "x"],
+        ["operations", "x"],
     ],
 )
 def test_where_no_platform_runs_one_line_says_how_to_start_one(run, command):
@@ -59,6 +70,18 @@ def test_where_no_platform_runs_one_line_says_how_to_start_one(run, command):
         ["up", "--listen", "127.0.0.1:99999"],
         ["demo", "--questions", "0"],
         ["memories", "--target"],
+        ["fork", "x"],
+        ["rollback", "x", "3"],
+        ["forget", "x", "--ids", "a"],
+        ["forget", "x", "--yes"],
+        ["forget", "x", "--ids", "", "--yes"],
+        ["forget", "x", "--ids", "a", "--range", "3", "--yes"],
+        ["forget", "x", "--range", "7-3", "--yes"],
+        ["forget", "x", "--range", "0", "--yes"],
+        ["forget", "x", "--match", "day", "--yes"],
+        ["forget", "x", "--role", "bot", "--yes"],
+        ["skip", "x", "0"],
+        ["verify", "x", "--timeout", "0"],
     ],
 )
 def test_wrong_usage_ends_with_2(run, command):

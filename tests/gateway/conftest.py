@@ -21,12 +21,15 @@ from redis import Redis
 
 from memfold.api.v1 import generation_service_pb2 as generation_pb
 from memfold.api.v1 import generation_service_pb2_grpc as generation_grpc
+from memfold.api.v1 import history_service_pb2_grpc as history_grpc
 from memfold.api.v1 import memory_service_pb2 as pb
 from memfold.api.v1 import memory_service_pb2_grpc as pb_grpc
-from memfold.api.values import ModelCard
+from memfold.api.v1 import operation_service_pb2_grpc as operation_grpc
+from memfold.api.values import MemoryName, ModelCard
 from memfold.local.redis_server import RedisServer
 from memfold.rpc.server import Server
 from memfold.store import Durability, Store
+from memfold.store.digests import chain
 from memfold_gateway.gateway import gateway
 from memfold_gateway.settings import Settings
 
@@ -243,6 +246,8 @@ class Stubs:
 
     channel: grpc.aio.Channel
     memory: Any
+    history: Any
+    operation: Any
     generation: Any
 
 
@@ -261,6 +266,8 @@ def stubs(channel: grpc.aio.Channel, key: str = KEY) -> Stubs:
     return Stubs(
         channel,
         _WithKey(pb_grpc.MemoryServiceStub(channel), key),
+        _WithKey(history_grpc.HistoryServiceStub(channel), key),
+        _WithKey(operation_grpc.OperationServiceStub(channel), key),
         _WithKey(generation_grpc.GenerationServiceStub(channel), key),
     )
 
@@ -290,6 +297,26 @@ async def reader() -> AsyncIterator[tuple[StubReader, str]]:
     await server.set_serving(True)
     yield servicer, address
     await server.stop()
+
+
+async def fold(
+    store: Store, name: str, *, up_to: int = 0, state: bytes = b"", fingerprint: str = CARD.fingerprint
+) -> None:
+    """Do a writer's work on a memory: claim, and commit a state, of the log's end or up to a turn."""
+    memory = MemoryName.parse(name)
+    claims = await store.claim(fingerprint, memory.partition, owner="test", lease_s=30, limit=1000)
+    (claim,) = (claim for claim in claims if claim.name == memory)
+    turns = await store.read_turns(memory, after=claim.applied)
+    applied = up_to or claim.head
+    assert await store.commit(
+        claim,
+        applied=applied,
+        at=applied,
+        state=state or bytes(CARD.state_bytes),
+        shape=CARD.state_shape,
+        anchor=None,
+        log_digest=chain(claim.log_digest, [turn for turn in turns if turn.sequence <= applied]),
+    )
 
 
 def turn(content: str, turn_id: str = "", role: str = "user", **fields: Any) -> pb.Turn:

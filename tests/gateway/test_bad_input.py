@@ -7,10 +7,38 @@ import grpc
 import pytest
 
 from memfold.api.v1 import generation_service_pb2 as generation_pb
+from memfold.api.v1 import history_service_pb2 as history_pb
 from memfold.api.v1 import memory_service_pb2 as pb
+from memfold.api.v1 import operation_service_pb2 as operation_pb
 
 ALICE = "tenants/acme/memories/alice"
 APPEND = "/memfold.api.v1.MemoryService/AppendTurns"
+REVISION = "0123456789ab.1"
+
+
+def by_ids(*ids):
+    return history_pb.TurnSelector(ids=history_pb.TurnIds(ids=ids))
+
+
+def by_range(first, last):
+    return history_pb.TurnSelector(range=history_pb.SequenceRange(first=first, last=last))
+
+
+def by_match(**fields):
+    return history_pb.TurnSelector(match=history_pb.TurnMatch(**fields))
+
+
+def forgetting(selector, **fields):
+    return history_pb.ForgetTurnsRequest(memory=ALICE, selector=selector, **fields)
+
+
+def with_policy(ttl_s=0, retention_s=0, keep_last=0, nanos=0):
+    policy = pb.Policy(keep_last=keep_last)
+    if ttl_s or nanos:
+        policy.ttl.seconds, policy.ttl.nanos = ttl_s, nanos
+    if retention_s:
+        policy.retention.seconds = retention_s
+    return pb.CreateMemoryRequest(parent="tenants/acme", memory_id="alice", memory=pb.Memory(policy=policy))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +86,16 @@ async def test_another_tenant_s_memory_is_refused_whether_it_exists_or_not(api, 
             other.memory.AppendTurns(pb.AppendTurnsRequest(memory=name, turns=[kit.turn("mine now")])),
             other.memory.CreateMemory(pb.CreateMemoryRequest(parent="tenants/acme", memory_id="new")),
             other.memory.ListMemories(pb.ListMemoriesRequest(parent="tenants/acme")),
+            other.history.ListRevisions(history_pb.ListRevisionsRequest(memory=name)),
+            other.history.ForkMemory(history_pb.ForkMemoryRequest(name=name, memory_id="mine")),
+            other.history.RollbackMemory(history_pb.RollbackMemoryRequest(name=name, revision=REVISION)),
+            other.history.ForgetTurns(history_pb.ForgetTurnsRequest(memory=name, selector=by_ids("t"))),
+            other.history.SkipTurn(history_pb.SkipTurnRequest(memory=name, sequence=1)),
+            other.history.RebuildMemory(history_pb.RebuildMemoryRequest(name=name)),
+            other.history.VerifyMemory(history_pb.VerifyMemoryRequest(name=name)),
+            other.operation.GetOperation(operation_pb.GetOperationRequest(name=f"{name}/operations/x")),
+            other.operation.WaitOperation(operation_pb.WaitOperationRequest(name=f"{name}/operations/x")),
+            other.operation.ListOperations(operation_pb.ListOperationsRequest(memory=name)),
             other.generation.Generate(generation_pb.GenerateRequest(memory=name, messages=[message])).read(),
             other.generation.Score(generation_pb.ScoreRequest(memory=name, text="a", continuations=["b"])),
         ):
@@ -66,6 +104,20 @@ async def test_another_tenant_s_memory_is_refused_whether_it_exists_or_not(api, 
             answers.add((found.message, tuple(found.facts)))
     assert len(answers) == 1, "the answers tell memories that exist from others"
     assert len((await api.memory.ListTurns(pb.ListTurnsRequest(memory=ALICE))).turns) == 1
+
+
+async def test_an_operation_is_reached_only_by_the_tenant_whose_memory_it_works_on(api, kit):
+    await api.memory.AppendTurns(kit.append("alice", kit.turn("private"), allow_missing=True))
+    made = await api.history.ForkMemory(history_pb.ForkMemoryRequest(name=ALICE, memory_id="copy"))
+    name = made.operation.name
+    other = kit.stubs(api.channel, kit.OTHER_KEY)
+    get, wait = operation_pb.GetOperationRequest(name=name), operation_pb.WaitOperationRequest(name=name)
+    for call in (other.operation.GetOperation(get), other.operation.WaitOperation(wait)):
+        assert (await kit.failure(call)).reason == "TENANT_MISMATCH"
+    theirs = name.replace("tenants/acme", "tenants/other")
+    get = operation_pb.GetOperationRequest(name=theirs)
+    assert (await kit.failure(other.operation.GetOperation(get))).reason == "OPERATION_NOT_FOUND"
+    assert (await api.operation.GetOperation(operation_pb.GetOperationRequest(name=name))).operation.done
 
 
 def bad_turns():
@@ -113,10 +165,66 @@ async def test_a_bad_turn_is_refused_by_the_name_of_its_field(api, kit, field, t
             "memory.labels[]",
         ),
         ("DeleteMemory", pb.DeleteMemoryRequest(name=ALICE, expected_revision="7"), "expected_revision"),
+        ("GetState", pb.GetStateRequest(memory=ALICE, revision="7"), "revision"),
+        ("GetState", pb.GetStateRequest(memory=ALICE, revision="7" * 65), "revision"),
+        ("CreateMemory", with_policy(ttl_s=-1), "memory.policy.ttl"),
+        ("CreateMemory", with_policy(retention_s=3_155_760_001), "memory.policy.retention"),
+        ("CreateMemory", with_policy(ttl_s=1, nanos=5), "memory.policy.ttl"),
+        ("CreateMemory", with_policy(ttl_s=-1, nanos=5), "memory.policy.ttl"),
+        ("CreateMemory", with_policy(keep_last=-1), "memory.policy.keep_last"),
+        ("CreateMemory", with_policy(keep_last=1001), "memory.policy.keep_last"),
+        ("ListRevisions", history_pb.ListRevisionsRequest(), "memory"),
+        ("ListRevisions", history_pb.ListRevisionsRequest(memory=ALICE, fingerprint="xyz"), "fingerprint"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name="x", memory_id="y"), "name"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name=ALICE), "memory_id"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name=ALICE, memory_id="../bob"), "memory_id"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name=ALICE, memory_id="b", revision="7"), "revision"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name=ALICE, memory_id="b", request_id="a b"), "request_id"),
+        ("ForkMemory", history_pb.ForkMemoryRequest(name=ALICE, memory_id="b", request_id="x" * 97), "request_id"),
+        ("RollbackMemory", history_pb.RollbackMemoryRequest(revision=REVISION), "name"),
+        ("RollbackMemory", history_pb.RollbackMemoryRequest(name=ALICE), "revision"),
+        ("RollbackMemory", history_pb.RollbackMemoryRequest(name=ALICE, revision="7"), "revision"),
+        (
+            "RollbackMemory",
+            history_pb.RollbackMemoryRequest(name=ALICE, revision=REVISION, expected_revision="7"),
+            "expected_revision",
+        ),
+        ("ForgetTurns", history_pb.ForgetTurnsRequest(memory=ALICE), "selector"),
+        ("ForgetTurns", history_pb.ForgetTurnsRequest(selector=by_ids("t")), "memory"),
+        ("ForgetTurns", forgetting(history_pb.TurnSelector()), "selector.selection"),
+        ("ForgetTurns", forgetting(by_ids()), "selector.ids.ids"),
+        ("ForgetTurns", forgetting(by_ids("ok", "")), "selector.ids.ids[1]"),
+        ("ForgetTurns", forgetting(by_ids("with space")), "selector.ids.ids[0]"),
+        ("ForgetTurns", forgetting(by_ids(*["t"] * 1001)), "selector.ids.ids"),
+        ("ForgetTurns", forgetting(by_range(0, 3)), "selector.range.first"),
+        ("ForgetTurns", forgetting(by_range(1, 0)), "selector.range.last"),
+        ("ForgetTurns", forgetting(by_range(4, 3)), "selector.range.last"),
+        ("ForgetTurns", forgetting(by_match()), "selector.match"),
+        ("ForgetTurns", forgetting(by_match(role="bot")), "selector.match.role"),
+        ("ForgetTurns", forgetting(by_match(speaker="x" * 65)), "selector.match.speaker"),
+        ("ForgetTurns", forgetting(by_match(metadata={"k": "x" * 1025})), "selector.match.metadata[k]"),
+        ("ForgetTurns", forgetting(by_match(metadata={str(at): "" for at in range(33)})), "selector.match.metadata"),
+        ("ForgetTurns", forgetting(by_ids("t"), expected_revision="7"), "expected_revision"),
+        ("ForgetTurns", forgetting(by_ids("t"), request_id="\n"), "request_id"),
+        ("SkipTurn", history_pb.SkipTurnRequest(memory=ALICE), "sequence"),
+        ("SkipTurn", history_pb.SkipTurnRequest(memory=ALICE, sequence=-1), "sequence"),
+        ("SkipTurn", history_pb.SkipTurnRequest(sequence=1), "memory"),
+        ("RebuildMemory", history_pb.RebuildMemoryRequest(name="x"), "name"),
+        ("RebuildMemory", history_pb.RebuildMemoryRequest(name=ALICE, fingerprint="AB" * 32), "fingerprint"),
+        ("VerifyMemory", history_pb.VerifyMemoryRequest(), "name"),
+        ("VerifyMemory", history_pb.VerifyMemoryRequest(name=ALICE, request_id="\x7f"), "request_id"),
+        ("GetOperation", operation_pb.GetOperationRequest(name=ALICE), "name"),
+        ("GetOperation", operation_pb.GetOperationRequest(name=f"{ALICE}/operations/"), "name"),
+        ("GetOperation", operation_pb.GetOperationRequest(name=f"{ALICE}/operations/{'x' * 65}"), "name"),
+        ("WaitOperation", operation_pb.WaitOperationRequest(name=f"{ALICE}/operations/a/b"), "name"),
+        ("ListOperations", operation_pb.ListOperationsRequest(memory="x"), "memory"),
+        ("ListOperations", operation_pb.ListOperationsRequest(memory=ALICE, page_size=-1), "page_size"),
+        ("ListOperations", operation_pb.ListOperationsRequest(memory=ALICE, page_token="x" * 1025), "page_token"),
     ],
 )
 async def test_a_bad_field_is_named(api, kit, method, request_, field):
-    found = await kit.failure(getattr(api.memory, method)(request_))
+    module = type(request_).DESCRIPTOR.file.name.rpartition("/")[2].removesuffix("_service.proto")
+    found = await kit.failure(getattr(getattr(api, module), method)(request_))
     assert (found.code, found.reason, found.facts["field"]) == ("INVALID_ARGUMENT", "INVALID_FIELD", field)
 
 

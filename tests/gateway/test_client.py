@@ -57,20 +57,30 @@ def test_the_public_names_are_these():
         "AsyncMemfold",
         "AsyncReply",
         "FinishReason",
+        "ForgetReceipt",
+        "ForkHolding",
+        "ForkReceipt",
+        "KeptRevision",
         "Memfold",
         "MemfoldError",
         "Memory",
         "MemoryName",
         "Message",
         "Model",
+        "Operation",
+        "OperationKind",
+        "Policy",
+        "RebuildReceipt",
         "Reply",
         "Revision",
         "Role",
+        "RollbackReceipt",
         "Score",
         "State",
         "Summary",
         "Turn",
         "UnreachableError",
+        "VerifyReceipt",
     ]
     public = {name for name in vars(Memfold) if not name.startswith("_")}
     assert public == {name for name in vars(AsyncMemfold) if not name.startswith("_")}
@@ -108,9 +118,8 @@ async def test_turns_go_in_and_come_out(client, store, kit):
     assert caught.value.facts["revision"] == str(appended.revision)
     with pytest.raises(DeadlineError):
         client.wait("alice", timeout_s=0.5)
-    (claim,) = await store.claim(kit.CARD.fingerprint, NAME.partition, owner="t", lease_s=30, limit=1)
     state = bytes(kit.CARD.state_bytes)
-    assert await store.commit(claim, applied=2, state=state, shape=kit.CARD.state_shape, anchor=None)
+    await kit.fold(store, str(NAME))
     assert client.wait("alice") == appended.revision
     found = client.state("alice", min_revision=appended.revision)
     assert (found.revision, found.shape, found.data) == (appended.revision, kit.CARD.state_shape, state)

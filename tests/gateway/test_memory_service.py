@@ -9,22 +9,13 @@ import pytest
 from redis import Redis
 
 from memfold.api.v1 import memory_service_pb2 as pb
-from memfold.api.values import MemoryName
 
 ALICE = "tenants/acme/memories/alice"
-NAME = MemoryName.parse(ALICE)
 
 
 async def create(api, memory_id="alice", **fields):
     request = pb.CreateMemoryRequest(parent="tenants/acme", memory_id=memory_id, **fields)
     return (await api.memory.CreateMemory(request)).memory
-
-
-async def fold(store, kit, *, up_to=None, data=None):
-    """Do a writer's work on alice: claim, and commit a state."""
-    (claim,) = await store.claim(kit.CARD.fingerprint, NAME.partition, owner="test", lease_s=30, limit=10)
-    data = data if data is not None else struct.pack("<32f", *range(32))
-    assert await store.commit(claim, applied=up_to or claim.head, state=data, shape=kit.CARD.state_shape, anchor=None)
 
 
 async def test_a_created_memory_is_found_with_what_it_was_given(api):
@@ -58,6 +49,15 @@ async def test_memories_are_listed_page_by_page_by_name(api, kit):
         if not token:
             break
     assert (seen, sizes) == (ids, [3, 3, 1])
+
+
+async def test_a_memory_is_listed_once_whatever_a_killed_server_left_in_the_index(api, gateway_redis):
+    for memory_id in ("alice", "bob"):
+        await create(api, memory_id)
+    with Redis.from_url(gateway_redis.url) as client:
+        client.zadd("memfold:tenant:acme", {"alice\0" + incarnation: 0 for incarnation in ("0" * 12, "f" * 12)})
+    listed = await api.memory.ListMemories(pb.ListMemoriesRequest(parent="tenants/acme"))
+    assert [memory.name.rpartition("/")[2] for memory in listed.memories] == ["alice", "bob"]
 
 
 async def test_a_page_token_serves_only_the_request_that_it_was_given_out_for(api, kit):
@@ -221,7 +221,7 @@ async def test_waiting_ends_when_the_state_has_come_so_far(api, kit, store):
     )
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    await fold(store, kit)
+    await kit.fold(store, ALICE)
     assert (await waiting).folded_revision == appended.revision
     head = await api.memory.WaitForRevision(pb.WaitForRevisionRequest(memory=ALICE))
     assert head.folded_revision == appended.revision
@@ -263,7 +263,7 @@ async def test_the_state_of_an_unfolded_memory_is_zero(api, kit):
 async def test_a_state_comes_with_its_revision_model_and_norms(api, kit, store):
     appended = await api.memory.AppendTurns(kit.append("alice", kit.turn("one"), allow_missing=True))
     numbers = [float(at) for at in range(32)]
-    await fold(store, kit, data=struct.pack("<32f", *numbers))
+    await kit.fold(store, ALICE, state=struct.pack("<32f", *numbers))
     state = (await api.memory.GetState(pb.GetStateRequest(memory=ALICE, min_revision=appended.revision))).state
     assert (state.revision, state.fingerprint) == (appended.revision, kit.CARD.fingerprint)
     assert struct.unpack("<32f", state.data) == tuple(numbers)
@@ -282,3 +282,41 @@ async def test_without_a_model_nothing_can_be_created_yet(gateway_process, gatew
         ):
             found = await kit.failure(call)
             assert (found.code, found.reason) == ("UNAVAILABLE", "MODEL_LOADING")
+
+
+POLICY = pb.Policy(keep_last=7)
+POLICY.ttl.seconds, POLICY.retention.seconds = 3600, 86400
+
+
+async def test_a_memory_is_created_with_its_policy_or_with_the_default(api):
+    made = await create(api, memory=pb.Memory(policy=POLICY))
+    assert made.policy == POLICY
+    assert (await api.memory.GetMemory(pb.GetMemoryRequest(name=ALICE))).memory == made
+    assert (await create(api, "bob")).policy == pb.Policy(keep_last=4)
+
+
+@pytest.mark.parametrize(
+    ("paths", "seconds", "keep_last", "display_name"),
+    [
+        (["policy"], (60, 0), 4, "old"),
+        (["policy.ttl"], (60, 86400), 7, "old"),
+        (["policy.retention"], (3600, 0), 7, "old"),
+        (["policy.keep_last", "display_name"], (3600, 86400), 4, "new"),
+        (["*"], (60, 0), 4, "new"),
+        ([], (60, 0), 4, "new"),
+    ],
+)
+async def test_an_update_changes_of_the_policy_what_its_mask_names(api, paths, seconds, keep_last, display_name):
+    await create(api, memory=pb.Memory(policy=POLICY, display_name="old"))
+    request = pb.UpdateMemoryRequest(memory=pb.Memory(name=ALICE, display_name="new"))
+    request.memory.policy.ttl.seconds = 60
+    request.update_mask.paths.extend(paths)
+    changed = (await api.memory.UpdateMemory(request)).memory
+    assert (changed.policy.ttl.seconds, changed.policy.retention.seconds) == seconds
+    assert (changed.policy.keep_last, changed.display_name) == (keep_last, display_name)
+
+
+async def test_a_client_that_knows_of_no_policy_does_not_reset_it(api):
+    await create(api, memory=pb.Memory(policy=POLICY))
+    request = pb.UpdateMemoryRequest(memory=pb.Memory(name=ALICE, display_name="new"))
+    assert (await api.memory.UpdateMemory(request)).memory.policy == POLICY

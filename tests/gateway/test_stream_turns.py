@@ -8,9 +8,11 @@ import pytest
 
 from memfold.api.v1 import errors_pb2
 from memfold.api.v1 import memory_service_pb2 as pb
-from memfold.api.values import MemoryName
+from memfold_gateway import turn_stream
+from memfold_gateway.gateway import gateway
 
 ALICE = "tenants/acme/memories/alice"
+HOLD_S = 1.0
 
 
 def request(content, memory=ALICE, turn_id="", role="user", create=True):
@@ -21,6 +23,15 @@ def request(content, memory=ALICE, turn_id="", role="user", create=True):
 
 def memory_of(at):
     return f"tenants/acme/memories/m{at}"
+
+
+@pytest.fixture
+async def brisk(gateway_redis, store, kit, tmp_path, monkeypatch):
+    """Stubs on a gateway that holds a stream up for a second only."""
+    monkeypatch.setattr(turn_stream, "_HOLD_S", HOLD_S)
+    settings = kit.settings(tmp_path, gateway_redis.url)
+    async with gateway(settings) as server, grpc.aio.insecure_channel(server.address) as channel:
+        yield kit.stubs(channel)
 
 
 async def replay(requests):
@@ -108,11 +119,7 @@ async def test_a_full_backlog_holds_the_stream_up_until_the_writer_has_caught_up
     started = time.monotonic()
     acks = [await call.read() for _ in range(kit.BACKLOG)]
     assert time.monotonic() - started < 2, "turns that were appended waited for those that were not"
-    (claim,) = await store.claim(
-        kit.CARD.fingerprint, MemoryName.parse(ALICE).partition, owner="test", lease_s=30, limit=1
-    )
-    state = bytes(kit.CARD.state_bytes)
-    assert await store.commit(claim, applied=claim.head, state=state, shape=kit.CARD.state_shape, anchor=None)
+    await kit.fold(store, ALICE)
     acks += await rest(call)
     assert [ack.appended.sequence for ack in acks] == list(range(1, 2 * kit.BACKLOG + 1))
     assert await contents(api) == [f"turn {at}" for at in range(2 * kit.BACKLOG)]
@@ -171,3 +178,64 @@ async def test_a_deadline_ends_the_stream_with_a_reason(api, kit):
     found = await kit.failure(call.read())
     assert (found.code, found.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
     assert await contents(api) == ["one"]
+
+
+async def test_behind_a_turn_that_was_turned_away_nothing_of_its_memory_gets_in_before_it_comes_again(
+    brisk, kit, store
+):
+    """The rejection is in one batch, the turns behind it in later ones, and by then there is room."""
+    first = [request(f"{at}", turn_id=f"t{at}") for at in range(kit.BACKLOG + 1)]
+    call = brisk.memory.StreamTurns()
+    for one in first:
+        await call.write(one)
+    acks = [await call.read() for _ in first]
+    assert [ack.WhichOneof("outcome") for ack in acks] == ["appended"] * kit.BACKLOG + ["rejection"]
+    await kit.fold(store, ALICE)
+
+    async def send(*ids, memory=ALICE):
+        for turn_id in ids:
+            await call.write(request(turn_id, memory, turn_id=turn_id))
+        return [(await call.read()) for _ in ids]
+
+    late = await send("late-1", "late-2")
+    assert [ack.rejection.reason for ack in late] == [errors_pb2.ERROR_REASON_BACKLOG_FULL] * 2
+    assert all(ack.rejection.retry_after_ms > 0 for ack in late)
+    (elsewhere,) = await send("elsewhere", memory=memory_of(1))
+    assert elsewhere.appended.sequence == 1, "other memories are not held up"
+    again = await send(f"t{kit.BACKLOG}", "late-1", "late-2", "new")
+    assert [ack.appended.sequence for ack in again] == [kit.BACKLOG + at for at in (1, 2, 3, 4)]
+    await call.done_writing()
+    assert await rest(call) == []
+    assert (await contents(brisk))[kit.BACKLOG :] == [f"t{kit.BACKLOG}", "late-1", "late-2", "new"]
+
+
+async def test_a_turn_without_an_id_is_known_again_by_what_it_says(brisk, kit, store):
+    full = [request(f"{at}") for at in range(kit.BACKLOG)]
+    call = brisk.memory.StreamTurns()
+    for one in [*full, request("turned away"), request("behind it")]:
+        await call.write(one)
+    acks = [await call.read() for _ in range(kit.BACKLOG + 2)]
+    assert [ack.WhichOneof("outcome") for ack in acks[-2:]] == ["rejection"] * 2
+    await kit.fold(store, ALICE)
+    for content in ("behind it", "turned away", "behind it"):
+        await call.write(request(content))
+    outcomes = [(await call.read()).WhichOneof("outcome") for _ in range(3)]
+    assert outcomes == ["rejection", "appended", "appended"]
+    call.cancel()
+
+
+async def test_a_memory_that_stays_full_does_not_hold_up_the_others_twice(brisk, kit):
+    call = brisk.memory.StreamTurns()
+    for at in range(kit.BACKLOG + 1):
+        await call.write(request(f"{at}", turn_id=f"t{at}"))
+    for _ in range(kit.BACKLOG + 1):
+        ack = await call.read()
+    assert ack.WhichOneof("outcome") == "rejection"
+    started = time.monotonic()
+    for at in range(5):
+        await call.write(request("again", turn_id=f"t{kit.BACKLOG}"))
+        await call.write(request("x", memory_of(at)))
+        assert (await call.read()).rejection.retry_after_ms > 0
+        assert (await call.read()).appended.sequence == 1
+    assert time.monotonic() - started < 2 * HOLD_S
+    call.cancel()

@@ -21,6 +21,7 @@ from memfold.rpc.channel import channel_options
 from memfold.rpc.server import Server
 from memfold.rpc.status import error_from
 from memfold.store import Store
+from memfold.store.digests import chain
 from memfold_osam.serving import ServedModel
 from memfold_osam.state import OsamState, state_to_bytes
 from memfold_osam.testing import tiny_random_model
@@ -92,7 +93,15 @@ def commit(store, served, random_state) -> Callable[[MemoryName, int], Awaitable
         claims = await store.claim(served.fingerprint, name.partition, owner="test", lease_s=0.01, limit=1000)
         claim = next(claim for claim in claims if claim.name == name)
         state = state_to_bytes(random_state(seed))
-        assert await store.commit(claim, applied=claim.head, state=state, shape=served.state_shape, anchor=None)
+        assert await store.commit(
+            claim,
+            applied=claim.head,
+            at=claim.head,
+            state=state,
+            shape=served.state_shape,
+            anchor=None,
+            log_digest=chain(claim.log_digest, await store.read_turns(name, after=claim.applied)),
+        )
 
     return commit
 

@@ -85,7 +85,7 @@ async def test_a_claim_takes_no_more_than_it_asks_for(store, card, folder):
 async def test_a_commit_is_what_a_reader_reads(store, name, card, folder, claim_one):
     revision = (await store.append(name, [folder.turn(1), folder.turn(2)], create=True)).revision
     claim = await claim_one()
-    assert await store.commit(claim, applied=2, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 2)
     memory, state = await store.read_state(name)
     assert memory.folded_revision == state.revision == revision
     assert (state.data, state.shape, state.fingerprint) == (STATE, folder.shape, card.fingerprint)
@@ -95,11 +95,11 @@ async def test_a_commit_is_what_a_reader_reads(store, name, card, folder, claim_
 async def test_an_anchor_stays_until_another_comes(store, name, folder, claim_one):
     await store.append(name, [folder.turn(1), folder.turn(2)], create=True)
     anchor = Anchor(sequence=1, offset=7, data=b"\x02" * 32)
-    assert await store.commit(await claim_one(), applied=2, state=STATE, shape=folder.shape, anchor=anchor)
+    assert await folder.commit(store, await claim_one(), STATE, 2, anchor)
     await store.append(name, [folder.turn(3)])
     claim = await claim_one()
     assert await store.read_anchor(claim) == anchor
-    assert await store.commit(claim, applied=3, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 3)
     await store.append(name, [folder.turn(4)])
     assert await store.read_anchor(await claim_one()) == anchor
 
@@ -108,7 +108,7 @@ async def test_turns_that_came_during_a_fold_are_due_at_once(store, name, card, 
     await store.append(name, [folder.turn(1)], create=True)
     claim = await claim_one()
     assert not (await store.append(name, [folder.turn(2)])).behind
-    assert await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 1)
     assert await store.due_partitions(card.fingerprint) == [name.partition]
     assert (await store.backlog(card.fingerprint)).memories == 1
     second = await claim_one()
@@ -117,7 +117,7 @@ async def test_turns_that_came_during_a_fold_are_due_at_once(store, name, card, 
 
 async def test_a_part_of_the_turns_can_be_committed(store, name, folder, claim_one):
     await store.append(name, [folder.turn(at) for at in range(5)], create=True)
-    assert await store.commit(await claim_one(), applied=3, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, await claim_one(), STATE, 3)
     claim = await claim_one()
     assert (claim.applied, claim.head) == (3, 5)
 
@@ -135,12 +135,12 @@ async def test_a_lease_that_ended_makes_it_due_again_and_the_late_worker_loses(
 
     await until(claimed_again)
     assert (claims[-1].fence, claims[-1].attempts) == (2, 2)
-    assert not await store.commit(late, applied=1, state=b"\xff" * 32, shape=folder.shape, anchor=None)
+    assert not await folder.commit(store, late, b"\xff" * 32, 1)
     assert (await store.read_state(name))[1] is None
     await store.release(late, delay_s=0)
     assert await store.due_partitions(card.fingerprint) == []
-    assert await store.commit(claims[-1], applied=1, state=STATE, shape=folder.shape, anchor=None)
-    assert not await store.commit(late, applied=1, state=b"\xff" * 32, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claims[-1], STATE, 1)
+    assert not await folder.commit(store, late, b"\xff" * 32, 1)
     assert (await store.read_state(name))[1].data == STATE
 
 
@@ -152,30 +152,30 @@ async def test_a_late_worker_may_commit_while_nobody_else_has_claimed(store, nam
         return bool(await store.due_partitions(card.fingerprint))
 
     await until(due)
-    assert await store.commit(late, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, late, STATE, 1)
 
 
 async def test_a_second_fold_from_an_old_state_is_refused(store, name, folder, claim_one):
     """The fence is right and the incarnation is right; only ``applied`` has moved on."""
     await store.append(name, [folder.turn(at) for at in range(3)], create=True)
     claim = await claim_one()
-    assert await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
-    assert not await store.commit(claim, applied=3, state=b"\xff" * 32, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 1)
+    assert not await folder.commit(store, claim, b"\xff" * 32, 3)
     assert (await store.read_state(name))[1].data == STATE
 
 
 async def test_repeating_a_commit_that_won_wins_and_changes_nothing(store, name, card, folder, claim_one):
     await store.append(name, [folder.turn(1)], create=True)
     claim = await claim_one()
-    assert await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 1)
     await store.append(name, [folder.turn(2)])
-    assert await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, claim, STATE, 1)
     assert await store.due_partitions(card.fingerprint) == [name.partition]
 
 
 async def test_a_fold_cannot_reach_beyond_the_log(store, name, folder, claim_one):
     await store.append(name, [folder.turn(1)], create=True)
-    assert not await store.commit(await claim_one(), applied=2, state=STATE, shape=folder.shape, anchor=None)
+    assert not await folder.commit(store, await claim_one(), STATE, 2)
     assert (await store.read_state(name))[1] is None
 
 
@@ -183,7 +183,7 @@ async def test_a_fold_in_flight_loses_to_a_deletion(store, name, card, folder, c
     await store.append(name, [folder.turn(1)], create=True)
     claim = await claim_one()
     await store.delete_memory(name)
-    assert not await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert not await folder.commit(store, claim, STATE, 1)
     await store.release(claim, delay_s=0)
     assert await store.due_partitions(card.fingerprint) == []
     assert (await store.backlog(card.fingerprint)).memories == 0
@@ -197,10 +197,10 @@ async def test_a_fold_of_a_deleted_memory_does_not_get_into_its_successor(store,
     await store.append(name, [folder.turn(1, "new content")], create=True)
     heir = await claim_one()
     assert (zombie.applied, zombie.head, zombie.fence) == (heir.applied, heir.head, heir.fence)
-    assert not await store.commit(zombie, applied=1, state=b"\xff" * 32, shape=folder.shape, anchor=None)
+    assert not await folder.commit(store, zombie, b"\xff" * 32, 1)
     await store.release(zombie, delay_s=0)
     assert await claim_one(owner="two") is None
-    assert await store.commit(heir, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.commit(store, heir, STATE, 1)
     assert (await store.read_state(name))[1].data == STATE
 
 
@@ -235,7 +235,7 @@ async def test_a_commit_resets_the_attempts(store, name, folder, claim_one):
     await store.release(await claim_one(), delay_s=0)
     claim = await claim_one()
     assert claim.attempts == 2
-    await store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    await folder.commit(store, claim, STATE, 1)
     await store.append(name, [folder.turn(2)])
     assert (await claim_one()).attempts == 1
 
@@ -244,7 +244,7 @@ async def test_a_state_of_the_wrong_size_is_never_written(store, name, folder, c
     await store.append(name, [folder.turn(1)], create=True)
     claim = await claim_one()
     with pytest.raises(ValueError, match="has 32 bytes, not 31"):
-        await store.commit(claim, applied=1, state=STATE[:-1], shape=folder.shape, anchor=None)
+        await folder.commit(store, claim, STATE[:-1], 1)
 
 
 async def test_the_backlog_counts_memories_and_ages(plain_store, redis, card, folder):
@@ -268,40 +268,71 @@ async def test_what_is_due_is_found_even_where_nobody_told_of_it(plain_store, re
     await fresh.close()
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "gone", "older", "of another memory", "an anchor", "garbage"])
-async def test_a_damaged_state_is_never_read_and_is_folded_anew(
-    plain_store, redis, plain_claim, name, card, folder, damage
-):
-    keys = memory_keys(name, card.fingerprint)
+DAMAGES = ["torn", "flipped", "gone", "older", "of another memory", "an anchor", "garbage"]
+
+
+@pytest.fixture
+async def three_folded(plain_store, redis, plain_claim, name, card, folder):
+    """Turns 1 and 2 committed, then turn 3; returns a function that damages the state."""
+    line = memory_keys(name, card.fingerprint)
     turns = [folder.turn(at) for at in range(1, 4)]
     await plain_store.append(name, turns[:2], create=True)
-    anchor = Anchor(1, 0, STATE)
-    await plain_store.commit(await plain_claim(), applied=2, state=STATE, shape=folder.shape, anchor=anchor)
-    older = redis.get(keys.state)
+    anchor = Anchor(1, 0, folder.fold(turns[:1]))
+    assert await folder.finish(plain_store, await plain_claim(), anchor=anchor)
     await plain_store.append(name, turns[2:])
-    await plain_store.commit(await plain_claim(), applied=3, state=STATE, shape=folder.shape, anchor=None)
+    assert await folder.finish(plain_store, await plain_claim())
     other = MemoryName("acme", "carol")
     await plain_store.append(other, turns, create=True)
     await folder.drain(plain_store, card)
-    whole = redis.get(keys.state)
-    damaged = {
-        "torn": whole[:-5],
-        "flipped": whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:],
-        "gone": None,
-        "older": older,
-        "of another memory": redis.get(memory_keys(other, card.fingerprint).state),
-        "an anchor": redis.get(keys.anchor),
-        "garbage": b"x" * 500,
-    }[damage]
-    redis.delete(keys.state) if damaged is None else redis.set(keys.state, damaged)
 
+    def damage(what: str) -> None:
+        whole = redis.get(line.state)
+        damaged = {
+            "torn": whole[:-5],
+            "flipped": whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:],
+            "gone": None,
+            "older": redis.hget(line.history, "2"),
+            "of another memory": redis.get(memory_keys(other, card.fingerprint).state),
+            "an anchor": redis.hget(line.history, "@1.0"),
+            "garbage": b"x" * 500,
+        }[what]
+        redis.delete(line.state) if damaged is None else redis.set(line.state, damaged)
+
+    return damage
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_state_is_never_read_and_the_kept_one_before_it_is_folded_on(
+    plain_store, plain_claim, three_folded, name, folder, damage
+):
+    three_folded(damage)
+    with pytest.raises(StateDamagedError):
+        await plain_store.read_state(name)
+    turns = await plain_store.read_turns(name)
+    memory, state = await plain_store.read_state(name)
+    assert (memory.head, memory.applied, state.data) == (3, 2, folder.fold(turns[:2]))
+    claim = await plain_claim()
+    assert (claim.applied, claim.kept) == (2, (2,))
+    assert await plain_store.read_anchor(claim) == Anchor(1, 0, folder.fold(turns[:1]))
+    assert await folder.finish(plain_store, claim)
+    assert (await plain_store.read_state(name))[1].data == folder.fold(turns)
+
+
+@pytest.mark.parametrize("kept", ["2", "@1.0"])
+async def test_a_kept_state_that_is_damaged_too_is_no_place_to_go_back_to(
+    plain_store, redis, plain_claim, three_folded, name, card, folder, kept
+):
+    line = memory_keys(name, card.fingerprint)
+    blob = redis.hget(line.history, kept)
+    redis.hset(line.history, kept, blob[:-40] + bytes([blob[-40] ^ 1]) + blob[-39:])
+    three_folded("garbage")
     with pytest.raises(StateDamagedError):
         await plain_store.read_state(name)
     memory, state = await plain_store.read_state(name)
     assert (memory.head, memory.applied, state) == (3, 0, None)
+    assert redis.hgetall(line.history) == redis.hgetall(line.revisions) == {}
     claim = await plain_claim()
-    assert claim.applied == 0
-    assert await plain_store.read_anchor(claim) == ZERO_ANCHOR
+    assert (claim.applied, claim.log_digest, await plain_store.read_anchor(claim)) == (0, bytes(32), ZERO_ANCHOR)
     assert await folder.finish(plain_store, claim)
     assert (await plain_store.read_state(name))[1].data == folder.fold(await plain_store.read_turns(name))
 
@@ -311,54 +342,59 @@ async def test_a_fold_in_flight_loses_when_its_start_turned_out_damaged(
 ):
     keys = memory_keys(name, card.fingerprint)
     await plain_store.append(name, [folder.turn(1)], create=True)
-    await plain_store.commit(await plain_claim(), applied=1, state=STATE, shape=folder.shape, anchor=None)
+    await folder.commit(plain_store, await plain_claim(), STATE, 1)
     await plain_store.append(name, [folder.turn(2)])
     claim = await plain_claim()
     redis.set(keys.state, b"garbage")
     with pytest.raises(StateDamagedError):
         await plain_store.read_state(name)
-    assert not await plain_store.commit(claim, applied=2, state=STATE, shape=folder.shape, anchor=None)
+    assert not await folder.commit(plain_store, claim, STATE, 2)
 
 
 async def test_a_claim_from_before_the_damage_commits_no_more(plain_store, redis, plain_claim, name, card, folder):
     await plain_store.append(name, [folder.turn(1)], create=True)
     claim = await plain_claim()
-    await plain_store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    await folder.commit(plain_store, claim, STATE, 1)
     redis.set(memory_keys(name, card.fingerprint).state, b"garbage")
     with pytest.raises(StateDamagedError):
         await plain_store.read_state(name)
-    assert not await plain_store.commit(claim, applied=1, state=STATE, shape=folder.shape, anchor=None)
+    assert not await folder.commit(plain_store, claim, STATE, 1)
 
 
 async def test_damage_that_a_commit_has_mended_is_left_alone(store, name, folder, claim_one):
     await store.append(name, [folder.turn(1)], create=True)
-    await store.commit(await claim_one(), applied=1, state=STATE, shape=folder.shape, anchor=None)
+    await folder.commit(store, await claim_one(), STATE, 1)
     seen = await store.get_memory(name)
     await store.append(name, [folder.turn(2)])
-    await store.commit(await claim_one(), applied=2, state=STATE, shape=folder.shape, anchor=None)
+    await folder.commit(store, await claim_one(), STATE, 2)
     await store._refold(seen, fence=1)
     assert (await store.read_state(name))[1].revision.sequence == 2
 
 
-@pytest.mark.parametrize("damage", ["torn", "of another memory", "ahead", "a state"])
+@pytest.mark.parametrize("damage", ["torn", "of another memory", "gone", "a state"])
 async def test_a_damaged_anchor_means_a_fold_from_the_start(
     plain_store, redis, plain_claim, name, card, folder, damage
 ):
-    keys = memory_keys(name, card.fingerprint)
-    await plain_store.append(name, [folder.turn(1), folder.turn(2)], create=True)
-    ahead = Anchor(2 if damage == "ahead" else 1, 0, STATE)
-    await plain_store.commit(await plain_claim(), applied=1, state=STATE, shape=folder.shape, anchor=ahead)
-    whole = redis.get(keys.anchor)
-    foreign = whole.replace(bytes(str((await plain_store.get_memory(name)).incarnation), "ascii"), b"0" * 12)
+    names = [name, MemoryName("acme", "carol")]
+    for at, each in enumerate(names):
+        await plain_store.append(each, [folder.turn(1), folder.turn(2 + at)], create=True)
+        [claim] = await plain_store.claim(card.fingerprint, each.partition, owner="w", lease_s=LEASE_S, limit=1)
+        assert await folder.commit(plain_store, claim, STATE, 1, Anchor(1, 0, bytes([at]) * 32))
+    line, other = (memory_keys(each, card.fingerprint) for each in names)
+    whole = redis.hget(line.history, "@1.0")
     damaged = {
         "torn": whole[:60],
-        "of another memory": foreign,
-        "ahead": whole,
-        "a state": redis.get(keys.state),
+        "of another memory": redis.hget(other.history, "@1.0"),
+        "a state": redis.get(line.state),
+        "gone": None,
     }[damage]
-    redis.set(keys.anchor, damaged)
+    redis.hdel(line.history, "@1.0") if damaged is None else redis.hset(line.history, "@1.0", damaged)
+    claim = await plain_claim()
+    assert await plain_store.read_anchor(claim) == ZERO_ANCHOR
+    assert not redis.hexists(line.history, "@1.0")
+    assert await folder.finish(plain_store, claim)
+    await plain_store.append(name, [folder.turn(9)])
     assert await plain_store.read_anchor(await plain_claim()) == ZERO_ANCHOR
-    assert redis.get(keys.anchor) is None
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -416,5 +452,4 @@ class UnreliableWriter:
         limit = self.dice.randint(1, claim.head - claim.applied)
         turns = await self.store.read_turns(claim.name, after=claim.applied, limit=limit)
         data = self.folder.fold(turns, state.data if state else bytes(32))
-        applied = turns[-1].sequence
-        await self.store.commit(claim, applied=applied, state=data, shape=self.folder.shape, anchor=None)
+        await self.folder.commit(self.store, claim, data, turns[-1].sequence)

@@ -13,9 +13,16 @@ from memfold.store.keys import MemoryKeys, memory_keys
 def test_all_keys_of_a_memory_lie_in_one_slot_and_differ():
     for at in range(50):
         name = MemoryName("acme", f"m{at}")
-        found = memory_keys(name, "f" * 64)
+        found = keys.both_lines(name, "f" * 64, "e" * 64)
         assert len({key_slot(key.encode()) for key in found}) == 1
         assert len(set(found)) == len(found)
+
+
+def test_the_keys_for_appending_are_the_first_of_each_line():
+    name = MemoryName("acme", "bob")
+    one, two = memory_keys(name, "f" * 64), memory_keys(name, "e" * 64)
+    assert keys.hot_keys(name, "f" * 64, "") == one[:6]
+    assert keys.hot_keys(name, "f" * 64, "e" * 64) == (*one[:6], two.line, two.dirty, two.behind)
 
 
 def test_partitions_spread_over_the_slots():
@@ -30,9 +37,15 @@ def test_names_survive_the_queue():
 
 def test_scripts_number_the_keys_as_they_are_given():
     common = (files("memfold.store") / "scripts" / "common.lua").read_text()
-    [(names, numbers)] = re.findall(r"local ([A-Z, ]+) = ([0-9, ]+)\n", common)
-    assert names.lower().split(", ") == list(MemoryKeys._fields)
-    assert numbers.split(", ") == [str(at) for at in range(1, 9)]
+    numbered = re.findall(r"local ([A-Z_, ]+) = ([0-9, ]+)\n", common)
+    (first, _), (second, _), lines = numbered
+    assert f"{first}, {second}".lower().split(", ") == list(MemoryKeys._fields)
+    assert ", ".join(numbers for _, numbers in numbered[:2]) == ", ".join(str(at) for at in range(1, 16))
+    name = MemoryName("acme", "bob")
+    both = keys.both_lines(name, "f" * 64, "e" * 64)
+    assert lines[0] == "SERVING, BUILDING"
+    serving, building = (int(number) for number in lines[1].split(", "))
+    assert (serving, both[3 + building : 9 + building]) == (0, memory_keys(name, "e" * 64)[3:9])
 
 
 def test_scripts_touch_only_keys_that_they_are_given():

@@ -104,6 +104,23 @@ async def test_deleting_needs_the_expected_revision(store, name, folder):
         await store.delete_memory(name)
 
 
+async def test_a_forgetting_that_comes_between_does_not_save_a_memory_from_deletion(store, name, folder, monkeypatch):
+    await store.append(name, [folder.turn(1), folder.turn(2)], create=True)
+    write = store._server.write
+
+    async def overtaken(script, *args):
+        if script == "delete":
+            monkeypatch.setattr(store._server, "write", write)
+            await store.forget(name, [1], expected_incarnation=(await store.get_memory(name)).incarnation)
+        return await write(script, *args)
+
+    monkeypatch.setattr(store._server, "write", overtaken)
+    await store.delete_memory(name)
+    with pytest.raises(MemoryNotFoundError):
+        await store.get_memory(name)
+    assert await store.list_memories(name.tenant) == []
+
+
 async def test_after_deletion_no_key_holds_a_word_of_it(plain_store, redis, name, card, folder):
     other = MemoryName("acme", "carol")
     await plain_store.append(other, [folder.turn(1)], create=True)
@@ -111,7 +128,7 @@ async def test_after_deletion_no_key_holds_a_word_of_it(plain_store, redis, name
     await plain_store.append(name, [folder.turn(2, "a secret"), folder.turn(3, "another secret")])
     [claim] = await plain_store.claim(card.fingerprint, name.partition, owner="w", lease_s=30, limit=10)
     anchor = Anchor(1, 1, b"secret.." * 4)
-    await plain_store.commit(claim, applied=1, state=b"secret.." * 4, shape=folder.shape, anchor=anchor)
+    await folder.commit(plain_store, claim, b"secret.." * 4, 1, anchor)
     assert "secret" in _everything(redis)
     await plain_store.delete_memory(name)
     everything = _everything(redis)

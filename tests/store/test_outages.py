@@ -75,7 +75,7 @@ async def test_what_was_folded_and_what_was_claimed_survives_a_crash(server, own
     assert (await own_store.read_state(name))[1].data == folder.fold(await own_store.read_turns(name, limit=1))
     assert await own_store.due_partitions(card.fingerprint) == []
     turns = await own_store.read_turns(name)
-    assert await own_store.commit(claim, applied=2, state=folder.fold(turns), shape=folder.shape, anchor=None)
+    assert await folder.commit(own_store, claim, folder.fold(turns), 2)
 
 
 async def test_while_redis_is_gone_every_call_says_so_soon(server, own_store, name, card, folder):

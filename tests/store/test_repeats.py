@@ -3,6 +3,7 @@
 import pytest
 
 from memfold.api.errors import MemoryExistsError, MemoryNotFoundError
+from memfold.api.values import Revision
 from memfold.store import Anchor, Store
 from memfold.store.server import Server
 
@@ -48,7 +49,7 @@ async def test_a_claim_counts_once_and_its_commit_wins(stuttering, store, name, 
     [claim] = await stuttering.claim(card.fingerprint, name.partition, owner="w", lease_s=30, limit=10)
     assert (claim.fence, claim.attempts) == (1, 1)
     anchor = Anchor(1, 0, STATE)
-    assert await stuttering.commit(claim, applied=2, state=STATE, shape=folder.shape, anchor=anchor)
+    assert await folder.commit(stuttering, claim, STATE, 2, anchor)
     assert (await store.read_state(name))[1].data == STATE
 
 
@@ -74,3 +75,17 @@ async def test_a_deletion_succeeds_and_spares_the_successor(stuttering, store, n
     monkeypatch.setattr(stuttering, "get_memory", as_it_was)
     assert await stuttering.delete_memory(name) == old
     assert await store.get_memory(name) == heir
+
+
+async def test_turns_are_removed_and_skipped_once(stuttering, store, name, card, folder):
+    revision = (await store.append(name, [folder.turn(at) for at in range(1, 7)], create=True)).revision
+    await folder.catch_up(store, name, card.fingerprint, entries=2)
+    gone = await stuttering.forget(name, [4], expected_incarnation=revision.incarnation)
+    assert (gone.sequences, gone.ids, gone.dropped, gone.restored_to) == ((4,), ("id-4",), (4, 6), 2)
+    assert await stuttering.skip_turn(name, 5) == Revision(gone.revision.incarnation, 7)
+    back = await stuttering.rollback(name, Revision(gone.revision.incarnation, 5))
+    assert (back.sequences, back.ids) == ((6,), ("id-6",))
+    assert await stuttering.scrub(name)
+    assert [one.revision for one in await store.list_memories(name.tenant)] == [back.revision]
+    assert await folder.catch_up(store, name, card.fingerprint) == 1
+    assert (await store.read_state(name))[1].data == folder.fold([folder.turn(at) for at in (1, 2, 3, 5)])

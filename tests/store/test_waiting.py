@@ -56,7 +56,7 @@ async def test_a_waiter_is_not_content_with_less(store, writer, name, card, fold
     first = (await store.append(name, [folder.turn(1), folder.turn(2)], create=True)).revision
     task = await waiting(store, name, first)
     [claim] = await writer.claim(card.fingerprint, name.partition, owner="w", lease_s=30, limit=1)
-    await writer.commit(claim, applied=1, state=bytes(32), shape=folder.shape, anchor=None)
+    await folder.commit(writer, claim, bytes(32), 1)
     await asyncio.sleep(0.2)
     assert not task.done()
     await folder.drain(writer, card)

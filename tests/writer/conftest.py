@@ -29,6 +29,13 @@ from memfold_osam.serving import ServedModel, load_served_model
 from memfold_osam.state import state_from_bytes
 from memfold_osam.testing import write_random_model
 from memfold_osam.turns import Message
+from memfold_writer.claims import Claims
+from memfold_writer.device import Device
+from memfold_writer.drainer import Drainer
+from memfold_writer.gatherer import Gatherer
+from memfold_writer.metrics import Metrics
+from memfold_writer.open_blocks import OpenBlocks
+from memfold_writer.stopping import Stopping
 
 BLOCK_TOKENS = 64  # so that a few turns fill several blocks
 PATIENCE_S = 120  # what is promised comes in a moment; a busy machine takes longer
@@ -265,6 +272,62 @@ def until() -> Callable[..., Awaitable[None]]:
                 await asyncio.sleep(0.01)
 
     return wait
+
+
+class CountingDevice(Device):
+    """Remembers which memories were folded together, and how many tokens ran."""
+
+    def __init__(self, served) -> None:
+        super().__init__(served, 16384, 1 << 30)
+        self.batches: list[list[str]] = []
+        self.ran = 0
+
+    def fold(self, works):
+        self.ran += sum(work.tokens for work in works)
+        self.batches.append(sorted(work.claim.name.memory for work in works))
+        return super().fold(works)
+
+
+@pytest.fixture
+def device(served):
+    made = CountingDevice(served)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def open_blocks():
+    return OpenBlocks(1 << 30)
+
+
+@pytest.fixture
+def stopping():
+    return Stopping(grace_s=0)
+
+
+@pytest.fixture
+def gatherer(store, registered, device, claims, open_blocks):
+    return Gatherer(store, claims, device, open_blocks, Metrics(), batch_tokens=16384)
+
+
+@pytest.fixture
+def claims(store, registered):
+    return Claims(store, Metrics(), fingerprint=registered, owner="test", lease_s=30)
+
+
+@pytest.fixture
+def drainer(store, served, device, claims, gatherer, open_blocks, stopping):
+    return Drainer(
+        store,
+        claims,
+        gatherer,
+        device,
+        open_blocks,
+        Metrics(),
+        stopping=stopping,
+        hint=lambda _: None,
+        shape=served.state_shape,
+    )
 
 
 def _free_port() -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from memfold.api.values import MemoryName, Role, Turn
 from memfold.store import Anchor, Claim
+from memfold.store.digests import chain
 from memfold.store.keys import dirty
 from memfold_writer.claims import LONG_BACKOFF_S, Claims, backoff_s, describe
 from memfold_writer.metrics import Metrics
@@ -18,7 +21,7 @@ def work(*lengths: int, applied: int = 0, anchor: Anchor | None = None) -> Work:
     anchor = anchor or Anchor(0, 0, None)
     turns = tuple(Turn(str(i), Role.USER, "x", sequence=anchor.sequence + i + 1) for i in range(len(lengths)))
     claim = Claim(MemoryName("acme", "alice"), "f" * 64, "0" * 12, applied, anchor.sequence + len(turns), 1, 1)
-    return Work(claim, anchor, turns, lengths)
+    return Work(claim, anchor, turns, lengths, complete=True)
 
 
 def test_a_batch_takes_as_many_turns_as_its_budget_allows():
@@ -44,6 +47,27 @@ def test_turns_that_only_bring_the_open_block_back_count_and_are_no_progress():
     assert [turn.sequence for turn in replay.fresh] == [23]
     assert replay.within(104) is None
     assert replay.within(105) == replay
+
+
+def test_the_end_of_the_log_is_reached_although_its_last_numbers_lost_their_turns():
+    whole = work(30, 30)
+    holes = replace(whole, claim=replace(whole.claim, head=9))
+    assert (holes.applied, holes.at) == (9, 2)
+    part = holes.within(30)
+    assert (part.applied, part.at) == (1, 1)
+
+
+def test_turns_to_pass_over_are_not_folded_but_move_the_revision():
+    turns = (
+        Turn("a", Role.USER, "x", sequence=1),
+        Turn("b", Role.USER, "x", sequence=2, skipped=True),
+        Turn("", Role.SYSTEM, "", sequence=3, skips=2),
+    )
+    passing = replace(work(10, 0, 0), turns=turns)
+    assert ([turn.id for turn in passing.folded], passing.at, passing.applied) == (["a"], 1, 3)
+    assert [turn.sequence for turn in passing.fresh] == [1, 2, 3]
+    nothing = replace(passing, claim=replace(passing.claim, applied=1, at=1), turns=turns[1:], lengths=(0, 0))
+    assert (list(nothing.folded), nothing.at, nothing.applied) == ([], 1, 3)
 
 
 def test_a_batch_takes_no_more_memories_than_it_has_places():
@@ -74,7 +98,7 @@ async def test_a_memory_that_kills_its_writers_is_left_alone_for_a_minute(store,
     for attempt in range(1, 6):
         await until(due)
         assert [claim.attempts for claim in await claims.take(name.partition, 8)] == [attempt]
-        claims.forget()  # as if the process had died
+        claims._held.clear()  # as if the process had died
     seconds, _ = await store._server.command("TIME")
     due_ms = await store._server.command("ZSCORE", dirty(name.partition, registered), f"{name.tenant}/{name.memory}")
     assert float(due_ms) / 1000 - int(seconds) > LONG_BACKOFF_S - 10
@@ -120,7 +144,10 @@ async def test_a_state_that_is_not_finite_is_never_committed_and_holds_nobody_el
     numbers = layers * heads * rows * columns
     nan = Anchor(sequence=1, offset=0, data=b"\x00\x00\xc0\x7f" * numbers)
     good = bytes(4 * numbers)
-    assert await store.commit(claim, applied=1, state=good, shape=served.state_shape, anchor=nan)
+    digest = chain(bytes(32), await store.read_turns(ill))
+    assert await store.commit(
+        claim, applied=1, at=1, state=good, shape=served.state_shape, anchor=nan, log_digest=digest
+    )
     await store.append(ill, some_turns(5, start=2))
     await store.create_memory(well)
     await store.append(well, some_turns(5))

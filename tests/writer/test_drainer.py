@@ -8,65 +8,13 @@ import pytest
 
 from memfold.api.values import MemoryName, Role, Turn
 from memfold.store import Anchor
+from memfold.store.digests import chain
 from memfold_writer import claims as claiming
 from memfold_writer import reconciler as reconciling
-from memfold_writer.claims import Claims
-from memfold_writer.device import Device
-from memfold_writer.drainer import Drainer
-from memfold_writer.gatherer import Gatherer
 from memfold_writer.metrics import Metrics
-from memfold_writer.reconciler import Reconciler
-from memfold_writer.stopping import Stopping
+from memfold_writer.reconciler import Drains, Reconciler
 
 pytestmark = pytest.mark.timeout(600)
-
-
-class CountingDevice(Device):
-    """Remembers which memories were folded together."""
-
-    def __init__(self, served) -> None:
-        super().__init__(served, 16384)
-        self.batches: list[list[str]] = []
-
-    def fold(self, works):
-        self.batches.append(sorted(work.claim.name.memory for work in works))
-        return super().fold(works)
-
-
-@pytest.fixture
-def device(served):
-    made = CountingDevice(served)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def stopping():
-    return Stopping(grace_s=0)
-
-
-@pytest.fixture
-def gatherer(store, registered, device, claims):
-    return Gatherer(store, claims, device, batch_tokens=16384)
-
-
-@pytest.fixture
-def claims(store, registered):
-    return Claims(store, Metrics(), fingerprint=registered, owner="test", lease_s=30)
-
-
-@pytest.fixture
-def drainer(store, served, device, claims, gatherer, stopping):
-    return Drainer(
-        store,
-        claims,
-        gatherer,
-        device,
-        Metrics(),
-        stopping=stopping,
-        hint=lambda _: None,
-        shape=served.state_shape,
-    )
 
 
 async def append_to(store, names, turns):
@@ -111,7 +59,10 @@ async def test_a_state_that_is_not_finite_spoils_no_other_of_its_batch(
     layers, heads, rows, columns = served.state_shape
     size = 4 * layers * heads * rows * columns
     nan = Anchor(sequence=1, offset=0, data=b"\x00\x00\xc0\x7f" * (size // 4))
-    assert await store.commit(claim, applied=1, state=bytes(size), shape=served.state_shape, anchor=nan)
+    digest = chain(bytes(32), await store.read_turns(ill))
+    assert await store.commit(
+        claim, applied=1, at=1, state=bytes(size), shape=served.state_shape, anchor=nan, log_digest=digest
+    )
     await append_to(store, [ill], some_turns(2, start=2))
     await append_to(store, well, some_turns(2))
 
@@ -135,7 +86,9 @@ async def test_a_memory_that_failed_before_is_folded_alone(
         await store.release(claim, delay_s=0)
     gatherer.note_due([name.partition for name in names])
     await drainer.drain(suspect.partition)
-    assert device.batches == [["other"], ["suspect"]]
+    assert device.batches == [["suspect"]], "what is held along with a suspect dies with it"
+    await drainer.drain(other.partition)
+    assert device.batches == [["suspect"], ["other"]]
     for name in (suspect, other):
         await check_folded(name, some_turns(2))
 
@@ -152,6 +105,7 @@ async def test_a_writer_that_stops_claims_nothing_new(
 
 async def test_hints_that_never_come_round_are_noticed(store, registered, drainer, name, some_turns, monkeypatch):
     monkeypatch.setattr(reconciling, "STALLED_S", 0.2)
+    monkeypatch.setattr(reconciling, "FRESH_S", 0.0)
     heard: asyncio.Queue[bool] = asyncio.Queue()
     hinted: list[int] = []
     reconciler = Reconciler(
@@ -159,10 +113,8 @@ async def test_hints_that_never_come_round_are_noticed(store, registered, draine
         Metrics(),
         fingerprint=registered,
         hint=hinted.append,
-        note_due=lambda _: None,
-        idle_s=lambda: drainer.idle_s,
-        live=heard.put,
         interval_s=0.05,
+        drains=Drains(note_due=lambda _: None, idle_s=lambda: drainer.idle_s, live=heard.put),
     )
     running = asyncio.create_task(reconciler.run())
     await append_to(store, [name], some_turns(2))

@@ -11,16 +11,22 @@ import grpc
 
 from memfold.api.errors import StoreUnavailableError
 from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from memfold.api.v1.history_service_pb2_grpc import add_HistoryServiceServicer_to_server
 from memfold.api.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
+from memfold.api.v1.operation_service_pb2_grpc import add_OperationServiceServicer_to_server
 from memfold.hints import Hinter
 from memfold.rpc.channel import channel_options
 from memfold.rpc.server import Server
 from memfold.store import Store
 from memfold_gateway.appender import Appender
+from memfold_gateway.backlog import Backlog
 from memfold_gateway.generation_service import GenerationServicer
 from memfold_gateway.guard import Guard
+from memfold_gateway.history_service import HistoryServicer
 from memfold_gateway.keys import ApiKeys
 from memfold_gateway.memory_service import MemoryServicer
+from memfold_gateway.operation_service import OperationServicer
+from memfold_gateway.operations import Operations
 from memfold_gateway.settings import Settings
 from memfold_gateway.watch import Watch
 
@@ -50,13 +56,17 @@ async def gateway(settings: Settings) -> AsyncIterator[Server]:
             settings.listen, grace_s=settings.grace_s, reflection=settings.reflection, ready_file=settings.ready_file
         )
         guard = Guard(keys)
-        appender = Appender(store, hinter, settings.backlog_turns)
+        backlog = Backlog(store, settings.backlog_memories_tenant, settings.backlog_memories_system)
+        appender = Appender(store, hinter, backlog, settings.backlog_turns)
         server.add(add_MemoryServiceServicer_to_server, MemoryServicer(store, guard, appender, server.stopping))
+        operations = Operations(store)
+        server.add(add_HistoryServiceServicer_to_server, HistoryServicer(store, guard, operations))
+        server.add(add_OperationServiceServicer_to_server, OperationServicer(store, guard, operations))
         server.add(add_GenerationServiceServicer_to_server, GenerationServicer(channel, guard))
         await server.start()
         stack.push_async_callback(server.stop)
-        watching = asyncio.create_task(Watch(server, store, channel, keys).run())
-        stack.callback(watching.cancel)
+        for watching in (Watch(server, store, channel, keys).run(), backlog.run()):
+            stack.callback(asyncio.create_task(watching).cancel)
         yield server
 
 

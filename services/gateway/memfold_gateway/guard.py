@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from protovalidate import Validator, Violation
@@ -23,7 +24,9 @@ _FORMS = {
     "role": "is not a role: system, developer, user, human, assistant, ai, model, tool, function",
     "id": "has characters other than visible ASCII",
     "request_id": "has characters other than visible ASCII",
+    "fingerprint": "is not a fingerprint: 64 hexadecimal digits",
 }
+_OPERATION_FORM = "is not of the form tenants/TENANT/memories/MEMORY/operations/OPERATION"
 
 
 class Guard:
@@ -49,7 +52,10 @@ class Guard:
         """
         violations = self._validator.collect_violations(request, fail_fast=True)
         if violations:
-            raise _error(violations[0])
+            forms = _FORMS
+            if request.DESCRIPTOR.name.endswith("OperationRequest"):
+                forms = _FORMS | {"name": _OPERATION_FORM}
+            raise _error(violations[0], forms)
 
     def admit(self, request: Any, context: Any) -> str:
         """Check key and message of a call, and return its tenant."""
@@ -84,7 +90,7 @@ def own_tenant(named: str, tenant: str) -> None:
         raise TenantMismatchError("the resource belongs to another tenant than the API key")
 
 
-def _error(violation: Violation) -> InvalidFieldError:
+def _error(violation: Violation, forms: Mapping[str, str]) -> InvalidFieldError:
     proto = violation.proto
     path = ""
     for element in proto.field.elements if proto.field else ():
@@ -93,5 +99,5 @@ def _error(violation: Violation) -> InvalidFieldError:
             path += f"[{element.subscript.value}]"
     key = "the key " if proto.for_key else ""
     if proto.rule_id == "string.pattern":
-        return InvalidFieldError(path, key + _FORMS.get(path.rpartition(".")[2], "has characters that are not allowed"))
+        return InvalidFieldError(path, key + forms.get(path.rpartition(".")[2], "has characters that are not allowed"))
     return InvalidFieldError(path or "request", key + (proto.message or proto.rule_id))

@@ -6,23 +6,26 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from memfold import telemetry
 from memfold.api.convert import (
     memory_to_message,
     new_turn_from_message,
+    policy_from_message,
     state_to_message,
     turn_to_message,
 )
 from memfold.api.errors import DeadlineError, InvalidFieldError, InvalidPageTokenError, MemoryNotFoundError
 from memfold.api.v1 import memory_service_pb2 as pb
 from memfold.api.v1 import memory_service_pb2_grpc as pb_grpc
-from memfold.api.values import Memory, MemoryName, Revision
+from memfold.api.values import Memory, MemoryName, Policy, Revision
 from memfold.rpc.deadline import answer_in
 from memfold.store import Store
 from memfold_gateway.appender import Appender
 from memfold_gateway.guard import Guard, own_tenant
+from memfold_gateway.mask import POLICY_FIELDS, changed_fields
 from memfold_gateway.pages import page_size, page_start, page_token
 from memfold_gateway.turn_stream import TurnStream
 
@@ -43,10 +46,12 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
     async def CreateMemory(self, request: pb.CreateMemoryRequest, context: Any) -> pb.CreateMemoryResponse:  # noqa: N802
         """Create an empty memory."""
         name = self._guard.memory(request, context, f"{request.parent}/memories/{request.memory_id}", "parent")
+        policy = policy_from_message(request.memory.policy) if request.memory.HasField("policy") else None
         memory = await self._store.create_memory(
             name,
             display_name=request.memory.display_name,
             labels=dict(request.memory.labels),
+            policy=policy,
             request_id=request.request_id,
         )
         return pb.CreateMemoryResponse(memory=memory_to_message(memory))
@@ -68,13 +73,14 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
         return pb.ListMemoriesResponse(memories=memories, next_page_token=token)
 
     async def UpdateMemory(self, request: pb.UpdateMemoryRequest, context: Any) -> pb.UpdateMemoryResponse:  # noqa: N802
-        """Change display name or labels."""
+        """Change display name, labels or policy."""
         name = self._guard.memory(request, context, request.memory.name, "memory.name")
-        fields = _fields(list(request.update_mask.paths))
+        fields = changed_fields(request)
         memory = await self._store.update_memory(
             name,
             display_name=request.memory.display_name if "display_name" in fields else None,
             labels=dict(request.memory.labels) if "labels" in fields else None,
+            policy=await self._changed_policy(name, request, fields),
             expected=_revision(request.expected_revision, "expected_revision"),
         )
         return pb.UpdateMemoryResponse(memory=memory_to_message(memory))
@@ -118,11 +124,12 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
         """List turns in log order."""
         name = self._guard.memory(request, context, request.memory)
         start = page_start(request.page_token, "turns", request.memory)
-        incarnation, _, after = start.rpartition(".")
+        created, _, after = start.rpartition(".")
         size = page_size(request.page_size, 100, 1000)
         before = await self._store.get_memory(name)
         while True:
-            if incarnation and before.incarnation != incarnation:
+            # Not the incarnation: what is forgotten between two pages leaves the others their numbers.
+            if created and before.create_ms != int(created):
                 raise InvalidPageTokenError("this page token belongs to an earlier memory of this name")
             turns = await self._store.read_turns(name, after=int(after or 0), limit=size, max_bytes=_PAGE_BYTES)
             memory = await self._store.get_memory(name)
@@ -130,7 +137,7 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
                 break
             before = memory  # the turns may be those of either: read again
         more = bool(turns) and turns[-1].sequence < memory.head
-        token = page_token(f"{memory.incarnation}.{turns[-1].sequence}", "turns", request.memory) if more else ""
+        token = page_token(f"{memory.create_ms}.{turns[-1].sequence}", "turns", request.memory) if more else ""
         return pb.ListTurnsResponse(
             turns=[turn_to_message(turn) for turn in turns], next_page_token=token, revision=str(memory.revision)
         )
@@ -146,21 +153,33 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
         return pb.WaitForRevisionResponse(folded_revision=str(await self._wait(name, revision, context)))
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.GetStateResponse:  # noqa: N802
-        """Read the state; that of an unfolded memory is zero."""
+        """Read the state, the newest or one that is kept; where no turn has been folded it is zero."""
         name = self._guard.memory(request, context, request.memory)
-        minimum = _revision(request.min_revision, "min_revision")
-        if minimum is not None:
-            await self._wait(name, minimum, context)
-        memory, state = await self._store.read_state(name)
-        if state is not None:
-            return pb.GetStateResponse(
-                state=state_to_message(state.revision, state.fingerprint, state.shape, state.data)
-            )
-        return pb.GetStateResponse(state=await self._zero_state(memory))
+        minimum, exact = _revision(request.min_revision, "min_revision"), _revision(request.revision, "revision")
+        if exact is not None:
+            if minimum is not None:
+                raise InvalidFieldError("revision", "not together with min_revision")
+            memory, state = await self._store.read_state_at(name, exact)
+        else:
+            if minimum is not None:
+                await self._wait(name, minimum, context)
+            memory, state = await self._store.read_state(name)
+        if state is None:
+            return pb.GetStateResponse(state=await self._zero_state(memory, exact or memory.folded_revision))
+        return pb.GetStateResponse(state=state_to_message(state.revision, state.fingerprint, state.shape, state.data))
 
-    async def _zero_state(self, memory: Memory) -> pb.State:
+    async def _changed_policy(
+        self, name: MemoryName, request: pb.UpdateMemoryRequest, fields: set[str]
+    ) -> Policy | None:
+        """The policy as it is to be; None where the request leaves it as it is."""
+        given = policy_from_message(request.memory.policy)
+        changes = {own: getattr(given, own) for path, own in POLICY_FIELDS.items() if path in fields}
+        if not changes or len(changes) == len(POLICY_FIELDS):
+            return given if changes else None
+        return replace((await self._store.get_memory(name)).policy, **changes)
+
+    async def _zero_state(self, memory: Memory, revision: Revision) -> pb.State:
         card = await self._store.model(memory.fingerprint)
-        revision = Revision(memory.incarnation, 0)
         return state_to_message(revision, memory.fingerprint, card.state_shape, bytes(card.state_bytes))
 
     async def _wait(self, name: MemoryName, revision: Revision, context: Any) -> Revision:
@@ -173,11 +192,3 @@ class MemoryServicer(pb_grpc.MemoryServiceServicer):
 
 def _revision(token: str, field: str) -> Revision | None:
     return Revision.parse(token, field) if token else None
-
-
-def _fields(paths: list[str]) -> set[str]:
-    known = {"display_name", "labels"}
-    unknown = set(paths) - known - {"*"}
-    if unknown:
-        raise InvalidFieldError("update_mask", f"{min(unknown)!r} cannot be updated; {sorted(known)} can")
-    return known if not paths or "*" in paths else set(paths)

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
         reflection: describes the services to tools such as grpcurl; for development.
         grace_s: how long running calls may go on when the gateway stops.
         backlog_turns: turns of one memory that may wait to be folded; 0 for any number.
+        backlog_memories_tenant: memories of one tenant that may wait to be folded; 0 for any number.
+        backlog_memories_system: memories of all tenants that may wait to be folded; 0 for any number.
         metrics_port: for Prometheus; 0 for none.
         ready_file: written once the gateway serves; none where it is empty.
     """
@@ -40,5 +42,7 @@ class Settings(BaseSettings):
     reflection: bool = False
     grace_s: float = Field(20, ge=0)
     backlog_turns: int = Field(10_000, ge=0)
+    backlog_memories_tenant: int = Field(0, ge=0)
+    backlog_memories_system: int = Field(0, ge=0)
     metrics_port: int = Field(0, ge=0, le=65535)
     ready_file: str = ""

@@ -25,6 +25,7 @@ from memfold.api.values import MemoryName, Turn
 from memfold.store import AppendedTurn
 from memfold_gateway.appender import Appender
 from memfold_gateway.guard import Guard, own_memory
+from memfold_gateway.held import HeldMemories
 
 # What the turn itself is to blame for: it is rejected and the stream goes on. Anything else, such as a store that
 # does not answer, ends the stream. Were it only a rejection, later turns would overtake this one.
@@ -68,7 +69,8 @@ class _Entry:
 class TurnStream:
     """Takes turns in as long as its window has room, and appends those that wait in one go.
 
-    Turns of one memory keep their order. When the window is full nothing more is read, so that gRPC's flow control
+    Turns of one memory keep their order: behind one that was turned away because too much waits, all others of its
+    memory are turned away too, until the client sends that one again. When the window is full nothing more is read, so that gRPC's flow control
     slows the client down.
     """
 
@@ -78,6 +80,7 @@ class TurnStream:
         self._tenant = tenant
         self._stopping = stopping
         self._window = _Window()
+        self._held = HeldMemories()
 
     async def run(self, requests: AsyncIterator[pb.StreamTurnsRequest]) -> AsyncIterator[pb.StreamTurnsResponse]:
         """The responses to a stream of requests.
@@ -158,8 +161,17 @@ class TurnStream:
 
     async def _append_memory(self, name: MemoryName, entries: list[_Entry], hold_until: float) -> None:
         """Append turns of one memory in order; those that follow one another alike go in at once."""
+        if self._held.holds(name):
+            hold_until = 0.0  # it was waited for once; the stream's other memories are not kept waiting again
+        admitted = []
+        for entry in entries:
+            held = self._held.admit(name, entry.request.turn)
+            if held is None:
+                admitted.append(entry)
+            else:
+                entry.reject(held)
         full: BacklogFullError | None = None
-        for create, run in groupby(entries, key=lambda entry: bool(entry.request.allow_missing)):
+        for create, run in groupby(admitted, key=lambda entry: bool(entry.request.allow_missing)):
             full = await self._append_run(name, create, [*run], hold_until, full)
 
     async def _append_run(
@@ -183,8 +195,10 @@ class TurnStream:
                 await asyncio.sleep(max(0.05, min(error.retry_after_ms / 1000, hold_until - time.monotonic())))
                 return await self._append_run(name, create, entries, hold_until, full)
             else:
+                if isinstance(error, BacklogFullError):
+                    self._held.hold(name, entries[0].request.turn, error)
+                    full = error
                 entries[0].reject(error)
-                full = error if isinstance(error, BacklogFullError) else None
         return full
 
     async def _append_turns(self, name: MemoryName, create: bool, entries: list[_Entry]) -> None:

@@ -14,7 +14,7 @@ from memfold.rpc.server import Server
 from memfold.store import Store
 from memfold_gateway.keys import ApiKeys
 
-MEMORY_SERVICE = "memfold.api.v1.MemoryService"
+STORE_SERVICES = ("MemoryService", "HistoryService", "OperationService")
 GENERATION_SERVICE = "memfold.api.v1.GenerationService"
 _LOG = logging.getLogger(__name__)
 _EVERY_S = 0.5
@@ -45,7 +45,8 @@ class Watch:
         self._keys.refresh()
         store, reader = await asyncio.gather(self._store_answers(), self._reader_answers())
         await self._set(GENERATION_SERVICE, store and reader)
-        await self._set(MEMORY_SERVICE, store)
+        for service in STORE_SERVICES:
+            await self._set(f"memfold.api.v1.{service}", store)
         await self._set("", store)
 
     async def _set(self, service: str, serving: bool) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from memfold.api.errors import MemfoldError
+from memfold.api.errors import MemfoldError, StoreUnavailableError
 from memfold.api.values import MemoryName
 from memfold.store import Claim, Store
 from memfold_writer.metrics import Metrics
@@ -48,6 +48,7 @@ class Claims:
         self._owner = owner
         self._lease_s = lease_s
         self._held: dict[MemoryName, Claim] = {}
+        self._owed: list[Claim] = []
 
     async def take(self, partition: int, limit: int) -> list[Claim]:
         """Claim what is due in a partition."""
@@ -64,8 +65,9 @@ class Claims:
         if self._held.get(claim.name) == claim:
             del self._held[claim.name]
 
-    def forget(self) -> None:
-        """Let every lease run out."""
+    def give_back_later(self) -> None:
+        """The store is gone: what is held is given back once it answers, or else its leases end."""
+        self._owed += self._held.values()
         self._held.clear()
 
     async def give_back(self, claims: Iterable[Claim] | None = None) -> None:
@@ -75,8 +77,11 @@ class Claims:
             self.drop(claim)
         await asyncio.gather(*(self._store.release(claim, delay_s=0, give_back=True) for claim in claims))
 
-    async def fail(self, claim: Claim, error: BaseException) -> None:
-        """Put the memory off for a while; the attempt counts."""
+    async def fail(self, claim: Claim, error: BaseException, *, died: bool = False) -> None:
+        """Put the memory off for a while; the attempt counts. ``died``: this process ends of it.
+
+        Beyond the last attempt only deaths count: whoever claims the memory then takes them for its turn's doing.
+        """
         self.drop(claim)
         delay_s = backoff_s(claim.attempts)
         level = logging.ERROR if claim.attempts >= MAX_ATTEMPTS else logging.WARNING
@@ -86,11 +91,19 @@ class Claims:
             claim.attempts, claim.name, claim.applied, delay_s, describe(error),
         )  # fmt: skip
         self._metrics.failed(type(error).__name__)
-        await self._store.release(claim, delay_s=delay_s)
+        counts = died or claim.attempts < MAX_ATTEMPTS
+        await self._store.release(claim, delay_s=delay_s, give_back=not counts)
+
+    async def quarantine(self, claim: Claim, sequence: int, reason: str) -> None:
+        """Fold this memory no further: a turn of it cannot be folded."""
+        self.drop(claim)
+        _log.error("turn %d of %s cannot be folded and is quarantined: %s", sequence, claim.name, reason)
+        self._metrics.quarantined(reason)
+        await self._store.quarantine(claim, sequence=sequence, reason=reason)
 
     async def fail_all(self, error: BaseException) -> None:
-        """Put off everything that is held."""
-        await asyncio.gather(*(self.fail(claim, error) for claim in [*self._held.values()]))
+        """Put off everything that is held, at the end of this process."""
+        await asyncio.gather(*(self.fail(claim, error, died=True) for claim in [*self._held.values()]))
 
     async def keep(self) -> None:
         """Renew the leases for ever; to be run as a task."""
@@ -98,11 +111,21 @@ class Claims:
             await asyncio.sleep(self._lease_s / 3)
             try:
                 await self._renew([*self._held.values()])
+                await self._pay()
             except MemfoldError as error:
                 _log.warning("leases were not renewed: %s", error)  # at worst a commit loses
 
     async def _renew(self, claims: list[Claim]) -> None:
         await asyncio.gather(*(self._store.renew(claim, lease_s=self._lease_of(claim)) for claim in claims))
+
+    async def _pay(self) -> None:
+        """Give back what is owed. Where others have claimed it meanwhile, nothing happens."""
+        owed, self._owed = self._owed, []
+        try:
+            await self.give_back(owed)
+        except StoreUnavailableError:
+            self._owed += owed
+            raise
 
     def _lease_of(self, claim: Claim) -> float:
         return max(self._lease_s, LONG_BACKOFF_S) if claim.attempts >= MAX_ATTEMPTS else self._lease_s

@@ -11,10 +11,12 @@ from contextlib import suppress
 from memfold import telemetry
 from memfold.api.errors import StoreUnavailableError
 from memfold.store import Claim, Store
-from memfold_writer.claims import Claims, describe
+from memfold.store.digests import chain
+from memfold_writer.claims import MAX_ATTEMPTS, Claims, describe
 from memfold_writer.device import Device, DeviceFailedError, Folded, NotFiniteError
 from memfold_writer.gatherer import Gatherer
 from memfold_writer.metrics import Metrics
+from memfold_writer.open_blocks import OpenBlocks
 from memfold_writer.stopping import Stopping
 from memfold_writer.work import Work
 
@@ -24,6 +26,9 @@ TIME_BUDGET_S = 5.0  # of one task; then the partition queues up again behind th
 SLOWEST_TOKENS_S = 10  # a fold slower than this, after two minutes, is taken for one that never ends
 FIRST_LIMIT_S = 120.0
 SUSPECT_ATTEMPTS = 3  # from this attempt on a memory is folded alone: whatever it does, it does to itself
+BISECT_ATTEMPTS = (
+    4  # at this one, what comes before the turn that fails is folded; from the next on, turns go one by one
+)
 _TICK_S = 0.05
 
 Outcome = Folded | Exception
@@ -47,6 +52,7 @@ class Drainer:
         claims: Claims,
         gatherer: Gatherer,
         device: Device,
+        open_blocks: OpenBlocks,
         metrics: Metrics,
         *,
         stopping: Stopping,
@@ -57,6 +63,7 @@ class Drainer:
         self._claims = claims
         self._gatherer = gatherer
         self._device = device
+        self._open_blocks = open_blocks
         self._metrics = metrics
         self._stopping = stopping
         self._hint = hint
@@ -82,9 +89,9 @@ class Drainer:
             _log.warning("a fold was abandoned to stop in time; its memories are given back")
             await self._claims.give_back()
         except StoreUnavailableError as error:
-            # What was claimed comes free with its lease; the reconciler finds it.
+            # What was claimed comes free with its lease at the latest; the reconciler finds it.
             _log.warning("partition %d was left: %s", partition, error)
-            self._claims.forget()
+            self._claims.give_back_later()
         except Exception as error:
             with suppress(StoreUnavailableError):  # what has failed must come through, a broken device above all
                 await self._claims.fail_all(error)
@@ -100,11 +107,21 @@ class Drainer:
             works = await self._gatherer.gather(partition)
             if not works:
                 return
-            for batch in _apart(works):
-                await self._fold(batch)
+            await self._fold(await self._alone(works))
             if time.monotonic() > until:
                 self._hint(partition)
                 return
+
+    async def _alone(self, works: Sequence[Work]) -> Sequence[Work]:
+        """One suspect and nothing else, where there is one: whatever is held when a writer dies, dies of it once more."""
+        suspects = [work for work in works if _suspect(work.claim)]
+        if not suspects:
+            return works
+        others = [work.claim for work in works if work is not suspects[0]]
+        await self._claims.give_back(others)
+        for partition in {claim.name.partition for claim in others}:
+            self._hint(partition)
+        return suspects[:1]
 
     async def _fold(self, works: Sequence[Work]) -> None:
         """Fold a batch and commit it; what fails in company is folded again alone."""
@@ -130,6 +147,7 @@ class Drainer:
         except Exception as error:  # noqa: BLE001 - a fold may fail in any way; then each memory answers for itself
             if len(works) > 1:
                 _log.warning("a batch of %d memories failed, each is folded alone: %s", len(works), describe(error))
+            self._open_blocks.clear()  # it may have been memory that was missing
             return [error] * len(works)
         finally:
             self._metrics.running(0)
@@ -148,32 +166,59 @@ class Drainer:
 
     async def _settle(self, work: Work, outcome: Outcome, alone: bool) -> Work | None:
         """Commit a state, or put its memory off, or return the work where it deserves another try alone."""
+        claim = work.claim
         if isinstance(outcome, Folded):
-            await self._commit(work, outcome)
+            await self._commit(work, outcome, suspected=claim.attempts >= MAX_ATTEMPTS)
             return None
+        self._open_blocks.drop(claim)
         if not alone:
             return work
-        await self._claims.fail(work.claim, outcome)
+        if claim.attempts == BISECT_ATTEMPTS:
+            await self._bisect(work, outcome)
+        elif claim.attempts >= MAX_ATTEMPTS and await self._device.works():
+            [turn] = work.fresh
+            await self._claims.quarantine(claim, turn.sequence, type(outcome).__name__)
+        else:
+            await self._claims.fail(claim, outcome)
         return None
 
-    async def _commit(self, work: Work, folded: Folded) -> None:
+    async def _bisect(self, work: Work, error: Exception) -> None:
+        """Commit all that is sound before the turn that fails. That turn is then tried alone, before it is condemned."""
+        sound: tuple[Work, Folded] | None = None
+        low, high = 0, len(work.fresh)
+        while high - low > 1:
+            part = work.least((low + high) // 2)
+            [outcome] = await self._outcomes([part])
+            if isinstance(outcome, Folded):
+                sound, low = (part, outcome), len(part.fresh)
+            else:
+                error, high = outcome, len(part.fresh)
+        if sound is None:
+            await self._claims.fail(work.claim, error)
+        else:
+            await self._commit(*sound, suspected=True)
+
+    async def _commit(self, work: Work, folded: Folded, *, suspected: bool) -> None:
+        """Commit a state. A suspected memory has what is left of it folded turn by turn."""
         with telemetry.tracer().start_as_current_span("memfold.commit"):
             won = await self._store.commit(
-                work.claim, applied=work.applied, state=folded.state, shape=self._shape, anchor=folded.anchor
+                work.claim,
+                applied=work.applied,
+                at=work.at,
+                state=folded.state,
+                shape=self._shape,
+                anchor=folded.anchor,
+                log_digest=chain(work.claim.log_digest, work.fresh),
+                attempts=MAX_ATTEMPTS - 1 if suspected and not work.complete else 0,
             )
         self._claims.drop(work.claim)
         if won:
-            self._metrics.committed(work.fresh, work.fresh_tokens)
+            self._open_blocks.keep(work.claim, work.applied, folded.state, folded.open_block)
+            self._metrics.committed([turn for turn in work.fresh if turn.folds], work.fresh_tokens)
         else:
+            self._open_blocks.drop(work.claim)
             self._metrics.lost()
             _log.info("the fold of %s came too late and was thrown away", work.claim.name)
-
-
-def _apart(works: Sequence[Work]) -> list[Sequence[Work]]:
-    """One batch of the innocent, then each suspect alone."""
-    innocent = [work for work in works if not _suspect(work.claim)]
-    suspects = [[work] for work in works if _suspect(work.claim)]
-    return [innocent, *suspects] if innocent else [*suspects]
 
 
 def _suspect(claim: Claim) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar, cast
+
+_AGAIN_S = 0.1
 
 Result = TypeVar("Result")
 
@@ -44,8 +46,18 @@ class LoopThread:
             self._loop.close()
 
 
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended.
+
+    More than once, if need be: until Python 3.12 ``asyncio.wait_for``, through which every command to Redis goes, loses a
+    cancellation that comes just as it is done.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+
+
 async def _cancel_all() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    await end(asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())})

@@ -8,8 +8,10 @@ import os
 import secrets
 import signal
 import socket
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -25,11 +27,14 @@ from memfold_writer.claims import Claims
 from memfold_writer.device import Device
 from memfold_writer.drainer import Drainer
 from memfold_writer.gatherer import Gatherer
-from memfold_writer.loop_thread import LoopThread
+from memfold_writer.loop_thread import LoopThread, end
 from memfold_writer.metrics import Metrics
-from memfold_writer.reconciler import Reconciler
+from memfold_writer.open_blocks import OpenBlocks
+from memfold_writer.reconciler import Drains, Reconciler
 from memfold_writer.settings import Settings
 from memfold_writer.stopping import Stopping
+from memfold_writer.upkeep import Upkeep
+from memfold_writer.verifier import Verifier
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ class Writer:
         """Load, open, consume. Returns the exit code, and whether the device has come to rest."""
         health = loop.run(self._open_health())
         served = self._load()
-        device = Device(served, self._settings.batch_tokens)
+        device = Device(served, self._settings.batch_tokens, self._settings.kv_cache_bytes)
         loop.run(device.warm_up())
         store = loop.run(self._open_store(served))
         code = self._consume(loop, health, store, device, served)
@@ -92,19 +97,32 @@ class Writer:
             hinter.hint(fingerprint, partition)
 
         claims = Claims(store, metrics, fingerprint=fingerprint, owner=self._owner, lease_s=settings.lease_s)
-        gatherer = Gatherer(store, claims, device, batch_tokens=settings.batch_tokens)
+        open_blocks = OpenBlocks(settings.kv_cache_bytes)
+        gatherer = Gatherer(store, claims, device, open_blocks, metrics, batch_tokens=settings.batch_tokens)
         drainer = Drainer(
-            store, claims, gatherer, device, metrics, stopping=self._stopping, hint=hint, shape=served.state_shape
+            store,
+            claims,
+            gatherer,
+            device,
+            open_blocks,
+            metrics,
+            stopping=self._stopping,
+            hint=hint,
+            shape=served.state_shape,
         )
+        verifier = Verifier(store, device, fingerprint=fingerprint, exact=served.exact, idle=lambda: drainer.idle_s > 0)
+        upkeep = Upkeep(store, metrics, refold=verifier.offer)
         reconciler = Reconciler(
             store,
             metrics,
             fingerprint=fingerprint,
             hint=hint,
-            note_due=gatherer.note_due,
-            idle_s=lambda: drainer.idle_s,
-            live=lambda lives: health.set_serving(lives, LIVE),
             interval_s=settings.reconcile_s,
+            drains=Drains(
+                note_due=gatherer.note_due,
+                idle_s=lambda: drainer.idle_s,
+                live=lambda lives: health.set_serving(lives, LIVE),
+            ),
         )
         hint_worker = worker.HintWorker(
             celery_app(settings.broker),
@@ -114,12 +132,12 @@ class Writer:
             on_device_failed=lambda: self._stop(1),
             on_ready=lambda: loop.run(health.set_serving(True)),
         )
-        loop.run(self._begin(claims, reconciler))
+        loop.run(self._begin(claims.keep(), reconciler.run(), upkeep.run()))
         self._consuming = True
         try:
             hint_worker.start()
         finally:
-            loop.run(self._end(claims))
+            loop.run(self._end(claims, verifier))
             hinter.close(timeout_s=1)
             device.close()
         return int(hint_worker.exitcode or 0)
@@ -160,13 +178,12 @@ class Writer:
             await self._opened.enter_async_context(opened.pop_all())
         return store
 
-    async def _begin(self, claims: Claims, reconciler: Reconciler) -> None:
-        self._background = [asyncio.create_task(claims.keep()), asyncio.create_task(reconciler.run())]
+    async def _begin(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._background = [asyncio.create_task(each) for each in work]
 
-    async def _end(self, claims: Claims) -> None:
-        for task in self._background:
-            task.cancel()
-        await asyncio.wait(self._background)
+    async def _end(self, claims: Claims, verifier: Verifier) -> None:
+        await end(self._background)
+        await verifier.close()
         try:
             await claims.give_back()
         except StoreUnavailableError as error:

@@ -28,10 +28,16 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: NonNegativeInt = 0
     batch_tokens: PositiveInt = 16384
+    kv_cache_mb: NonNegativeInt = 512
     lease_s: PositiveFloat = 10
     reconcile_s: PositiveFloat = 0.5
     metrics_port: NonNegativeInt = 0
     ready_file: Path | None = None
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """What open blocks may take of the device's memory; 0: none is kept."""
+        return self.kv_cache_mb << 20
 
     @property
     def broker(self) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from memfold.api.values import Turn
 from memfold.store import Anchor, Claim
+from memfold_osam.open_block import OpenBlock
+
+MOST_HELD = 2  # tokens that are run again for each new one, where the rest of a log has to wait for the next batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +17,20 @@ class Work:
     """One memory's share of a batch.
 
     Attributes:
-        turns: all after the anchor's turn, ascending; those up to ``claim.applied`` only bring the open block back.
-        lengths: tokens of each turn.
+        turns: all log entries behind the anchor, ascending; those up to ``claim.applied`` only bring the open block back.
+        lengths: tokens of each; 0 where it is not folded.
+        complete: they reach the log's end, as the claim knows it.
+        open_block: that an earlier fold left here; then the turns are those behind the committed state.
+        anchor_moved: the anchor is not yet the one that the store knows.
     """
 
     claim: Claim
     anchor: Anchor
     turns: tuple[Turn, ...]
     lengths: tuple[int, ...]
+    complete: bool = False
+    open_block: OpenBlock | None = None
+    anchor_moved: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.turns) == len(self.lengths)
@@ -33,12 +42,22 @@ class Work:
 
     @property
     def applied(self) -> int:
-        """The sequence that the state will have reached."""
-        return self.turns[-1].sequence
+        """The revision that the state will have reached: numbers at the log's end may have lost their turns."""
+        return self.claim.head if self.complete else self.turns[-1].sequence
+
+    @property
+    def folded(self) -> Sequence[Turn]:
+        """The turns that run through the model."""
+        return [turn for turn in self.turns if turn.folds]
+
+    @property
+    def at(self) -> int:
+        """The last turn that the state will hold."""
+        return self.folded[-1].sequence if self.folded else self.claim.at
 
     @property
     def fresh(self) -> Sequence[Turn]:
-        """The turns that the committed state does not hold yet."""
+        """The log entries behind the committed state."""
         return [turn for turn in self.turns if turn.sequence > self.claim.applied]
 
     @property
@@ -48,10 +67,25 @@ class Work:
             length for turn, length in zip(self.turns, self.lengths, strict=True) if turn.sequence > self.claim.applied
         )
 
-    def least(self) -> Work:
-        """As little of this as makes any progress: up to the first fresh turn."""
-        count = next(i for i, turn in enumerate(self.turns, 1) if turn.sequence > self.claim.applied)
-        return self._first(count)
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the open block that bring nothing new."""
+        return self.tokens - self.fresh_tokens
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the first fresh turn that is folded at all."""
+        return next((length for length in self.lengths[len(self.turns) - len(self.fresh) :] if length), 0)
+
+    def least(self, fresh: int = 1) -> Work:
+        """As little of this as makes any progress: up to the first fresh entry, or so many of them."""
+        return self._first(len(self.turns) - len(self.fresh) + fresh)
+
+    def from_state(self, state: bytes) -> Work:
+        """The same from the committed state on, which is where the first fresh turn opens a block."""
+        fresh = tuple(self.fresh)
+        anchor = Anchor(sequence=fresh[0].sequence - 1, offset=0, data=state)
+        return replace(self, anchor=anchor, turns=fresh, lengths=self.lengths[-len(fresh) :], anchor_moved=True)
 
     def within(self, tokens: int) -> Work | None:
         """As much of this as so many tokens allow; None where that is nothing fresh."""
@@ -66,7 +100,8 @@ class Work:
         return self._first(count)
 
     def _first(self, count: int) -> Work:
-        return replace(self, turns=self.turns[:count], lengths=self.lengths[:count])
+        whole = self.complete and count == len(self.turns)
+        return replace(self, turns=self.turns[:count], lengths=self.lengths[:count], complete=whole)
 
 
 class Batch:
@@ -90,8 +125,10 @@ class Batch:
             False where nothing of it fits: the batch is full.
         """
         fitting = work.within(self._tokens)
-        if fitting is None and not self.works:
-            fitting = work.least()
+        if not self.works:
+            fitting = fitting or work.least()
+        elif fitting is not None and not fitting.complete and fitting.held_tokens > MOST_HELD * fitting.fresh_tokens:
+            fitting = None  # the next batch has room for more, and the open block is run but once
         if fitting is None or not self.places:
             self._full = True
             return False

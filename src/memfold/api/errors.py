@@ -153,3 +153,33 @@ class StateDamagedError(MemfoldError):
     """A stored state is damaged."""
 
     reason = "STATE_DAMAGED"
+
+
+class RevisionNotKeptError(MemfoldError):
+    """No state is kept at this revision; ``before`` and ``after`` name the nearest that are kept."""
+
+    reason = "REVISION_NOT_KEPT"
+
+
+class TurnNotFoundError(MemfoldError):
+    """The log holds no such turn."""
+
+    reason = "TURN_NOT_FOUND"
+
+
+class TurnFoldedError(MemfoldError):
+    """The turn is in the state already: forget it instead."""
+
+    reason = "TURN_FOLDED"
+
+
+class OperationNotFoundError(MemfoldError):
+    """No such operation."""
+
+    reason = "OPERATION_NOT_FOUND"
+
+
+class OperationConflictError(MemfoldError):
+    """The request id was used for something else."""
+
+    reason = "OPERATION_CONFLICT"

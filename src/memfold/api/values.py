@@ -19,6 +19,10 @@ _NAME = re.compile(
 _REVISION = re.compile(r"(?P<incarnation>[0-9a-f]{12})\.(?P<sequence>0|[1-9][0-9]{0,17})")
 
 
+# Made once: ``json.dumps`` with options makes one for each call.
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 class Role(StrEnum):
     """Who speaks."""
 
@@ -97,7 +101,15 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation. ``sequence`` and ``append_ms`` are set once it is in the log."""
+    """One entry of a log: a message of a conversation, or a note that an earlier one is not to be folded.
+
+    Attributes:
+        sequence: its place in the log; set, like all that follows, once it is there.
+        append_ms: when it came in.
+        nonce: random, known to the log alone: without it nobody can guess a short turn from its digest.
+        skips: the turn that this entry says to pass over; such an entry has neither id nor content. 0: it is a turn.
+        skipped: a later entry says to pass over this turn.
+    """
 
     id: str
     role: Role
@@ -106,6 +118,14 @@ class Turn:
     metadata: Mapping[str, str] = field(default_factory=dict)
     sequence: int = 0
     append_ms: int = 0
+    nonce: bytes = b""
+    skips: int = 0
+    skipped: bool = False
+
+    @property
+    def folds(self) -> bool:
+        """The state takes this entry up."""
+        return not self.skips and not self.skipped
 
     def to_bytes(self) -> bytes:
         """What the client said, as canonical JSON: two turns are the same if these bytes are."""
@@ -116,13 +136,16 @@ class Turn:
             "speaker": self.speaker,
             "metadata": dict(self.metadata),
         }
-        return json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        return _CANONICAL.encode(said).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, sequence: int = 0, append_ms: int = 0) -> Self:
+    def from_bytes(
+        cls, data: bytes, *, sequence: int = 0, append_ms: int = 0, nonce: bytes = b"", skipped: bool = False
+    ) -> Self:
         """Read back what ``to_bytes`` wrote."""
         said: dict[str, Any] = json.loads(data)
-        return cls(**{**said, "role": Role(said["role"])}, sequence=sequence, append_ms=append_ms)
+        said["role"] = Role(said["role"])
+        return cls(**said, sequence=sequence, append_ms=append_ms, nonce=nonce, skipped=skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +158,95 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """How long things are kept.
+
+    Attributes:
+        ttl_s: the memory is deleted so long after its last turn came in; 0: never.
+        retention_s: turns are forgotten so long after they came in; 0: never.
+        keep_last: so many of the newest states are kept, besides ever fewer older ones.
+    """
+
+    ttl_s: int = 0
+    retention_s: int = 0
+    keep_last: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("ttl_s", "retention_s"):
+            if getattr(self, name) < 0:
+                raise InvalidFieldError(f"policy.{name}", f"at least 0 seconds, not {getattr(self, name)}")
+        if self.keep_last < 1:
+            raise InvalidFieldError("policy.keep_last", f"at least 1, not {self.keep_last}")
+
+    @property
+    def look_s(self) -> float:
+        """So long after a look there is something to look for again, at the latest; 0: never.
+
+        Old turns go in batches, since what follows them is folded anew: a look comes at every eighth of their time.
+        """
+        looks = [float(self.ttl_s), min(86_400.0, self.retention_s / 8)]
+        return min((look for look in looks if look), default=0.0)
+
+    def to_json(self) -> str:
+        """For the store."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read back what ``to_json`` wrote; an empty text is the default."""
+        return cls(**json.loads(text)) if text else cls()
+
+
+class OperationKind(StrEnum):
+    """What an operation does."""
+
+    FORK = "fork"
+    ROLLBACK = "rollback"
+    FORGET = "forget"
+    REBUILD = "rebuild"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A piece of work on a memory: accepted, under way or done. Holds ids and numbers, never a text.
+
+    Attributes:
+        id: unique within the memory.
+        memory: that it works on; deleting it ends its operations.
+        done: it has ended, with an error or with a result.
+        request: what was asked for.
+        progress: ``stage`` and, where they are known, ``completed`` and ``total``.
+        result: what it did; filled in once it is done without an error.
+        error: the reason why it failed, as ``MemfoldError.reason``; empty where it did not.
+        message: the error in words.
+    """
+
+    id: str
+    memory: MemoryName
+    kind: OperationKind
+    done: bool = False
+    create_ms: int = 0
+    update_ms: int = 0
+    request: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """A memory as a client sees it; times are milliseconds since the epoch."""
+    """A memory as a client sees it; times are milliseconds since the epoch.
+
+    Attributes:
+        head: where the log stands. ``last`` is the highest number ever given to a turn; none is given twice.
+        applied: where the state stands.
+        building: fingerprint of a second model that folds the log too, as far as ``building_applied``; empty: none.
+        quarantined: a turn that cannot be folded and holds up all later ones; 0: none.
+        forked_from: the memory and revision that this one is a copy of; empty: it is none.
+    """
 
     name: MemoryName
     incarnation: str
@@ -150,6 +260,12 @@ class Memory:
     log_bytes: int = 0
     state_bytes: int = 0
     fingerprint: str = ""
+    last: int = 0
+    building: str = ""
+    building_applied: int = 0
+    quarantined: int = 0
+    forked_from: str = ""
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def revision(self) -> Revision:
@@ -160,6 +276,17 @@ class Memory:
     def folded_revision(self) -> Revision:
         """Where the state stands."""
         return Revision(self.incarnation, self.applied)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRevision:
+    """A revision at which a state is kept. Digests are SHA-256: of the log up to it, and of the state's fp32 data."""
+
+    revision: Revision
+    fingerprint: str
+    log_digest: bytes
+    state_digest: bytes
+    commit_ms: int
 
 
 @dataclass(frozen=True, slots=True)

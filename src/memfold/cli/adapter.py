@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memfold.cli.memories import AsJson
-from memfold.cli.output import console, human_bytes, print_json, printable, say
+from memfold.cli.output import console, human_bytes, print_json, print_table, printable, say
 from memfold.cli.tools import run_tool
 
 adapter = typer.Typer(no_args_is_help=True, help="Look at δ-mem adapters.")
@@ -54,9 +54,9 @@ def inspect(
         print_json(facts)
         return
     out = console()
-    out.print(_about(facts))
+    print_table(out, _about(facts))
     say(out)
-    out.print(_shapes(facts["shapes"]))
+    print_table(out, _shapes(facts["shapes"]))
     say(out)
     _print_ram(out, facts)
 
@@ -113,7 +113,7 @@ def _print_ram(out: Console, facts: dict[str, Any]) -> None:
     for label, key in rows.items():
         if any(costs[key] is not None for costs in serving.values()):
             table.add_row(label, *(_bytes(costs[key]) for costs in serving.values()))
-    out.print(table)
+    print_table(out, table)
     if facts["backbone"]["parameters"] is None:
         say(out, "This is the adapter's share alone; say --backbone for the least RAM of a process that serves it.")
 

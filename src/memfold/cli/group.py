@@ -21,13 +21,16 @@ _HINTS = {
     "API_KEY_INVALID": "set --api-key or MEMFOLD_API_KEY",
     "TENANT_MISMATCH": "the API key belongs to another tenant",
     "MEMORY_NOT_FOUND": "memfold memories lists what there is",
-    "MODEL_LOADING": "the model is still loading; try again in a moment",
+    "MODEL_LOADING": "it may still be loading; try again in a moment",
     "MODEL_MISMATCH": "start the platform with the model that folded this memory, or use another memory",
     "STORE_UNAVAILABLE": "is Redis running?",
     "READER_UNAVAILABLE": "is the reader running?",
     "UNREACHABLE": "is a platform running there? memfold up starts one",
     "SHUTTING_DOWN": "try again in a moment",
     "BACKLOG_FULL": "the writer is behind; try again in a moment",
+    "REVISION_NOT_KEPT": "memfold revisions lists those that are kept",
+    "REVISION_FOREIGN": "something was forgotten or taken back since; memfold revisions lists what there is now",
+    "OPERATION_NOT_FOUND": "memfold operations lists what there is",
 }
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from memfold.api.values import Turn
 from memfold.cli.group import FAILURE
 from memfold.cli.options import connect
-from memfold.cli.output import console, print_json, printable, say
+from memfold.cli.output import console, counted, print_json, printable, say
 from memfold.cli.turn_lines import BadLine, TurnLine, read_lines
 from memfold.client import Ack, Memfold
 
@@ -70,9 +70,9 @@ class Report:
 
     def sentence(self) -> str:
         """For people."""
-        known = f", {self.duplicates} were there already" if self.duplicates else ""
-        failed = f", {len(self.failed)} lines failed" if self.failed else ""
-        return f"{self.appended} turns appended{known}{failed}"
+        known = f", {self.duplicates:,} already there" if self.duplicates else ""
+        failed = f", {counted(len(self.failed), 'line')} failed" if self.failed else ""
+        return f"{counted(self.appended, 'turn')} appended{known}{failed}"
 
 
 class Ingesting:
@@ -152,7 +152,8 @@ class Ingesting:
 
 def _progress_bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console(sys.stderr))
+    out = console(sys.stderr)
+    return Progress(*columns, console=out, disable=not out.is_terminal)
 
 
 @contextmanager

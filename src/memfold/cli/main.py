@@ -12,6 +12,7 @@ from memfold.cli.adapter import adapter
 from memfold.cli.chat import chat
 from memfold.cli.demo import demo
 from memfold.cli.group import MemfoldGroup
+from memfold.cli.history import forget, fork, operations, rebuild, revisions, rollback, skip, verify
 from memfold.cli.ingest import ingest
 from memfold.cli.memories import delete, memories, show, turns
 from memfold.cli.options import Options
@@ -63,6 +64,7 @@ def global_options(
 
 _RUN = "Run a platform"
 _USE = "Use a platform"
+_BACK = "Look back, go back, forget"
 app.command(rich_help_panel=_RUN)(demo)
 app.command(rich_help_panel=_RUN)(up)
 app.command(rich_help_panel=_USE)(chat)
@@ -71,4 +73,12 @@ app.command(rich_help_panel=_USE)(memories)
 app.command(rich_help_panel=_USE)(show)
 app.command(rich_help_panel=_USE)(turns)
 app.command(rich_help_panel=_USE)(delete)
+app.command(rich_help_panel=_BACK)(revisions)
+app.command(rich_help_panel=_BACK)(fork)
+app.command(rich_help_panel=_BACK)(rollback)
+app.command(rich_help_panel=_BACK)(forget)
+app.command(rich_help_panel=_BACK)(skip)
+app.command(rich_help_panel=_BACK)(rebuild)
+app.command(rich_help_panel=_BACK)(verify)
+app.command(rich_help_panel=_BACK)(operations)
 app.add_typer(adapter, name="adapter", rich_help_panel="Look at files")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any
 
@@ -11,8 +9,9 @@ import typer
 from rich.table import Table
 
 from memfold.api.values import Memory, Turn
+from memfold.cli.asking import Yes, agreed
 from memfold.cli.options import connect
-from memfold.cli.output import console, human_bytes, iso_time, print_json, printable, say
+from memfold.cli.output import console, counted, human_bytes, iso_time, print_json, print_table, printable, say
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The memory: its id, or its whole resource name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -44,7 +43,7 @@ def memories(
             str(memory.revision),
             iso_time(memory.update_ms)[:_SECONDS],
         )
-    console().print(table)
+    print_table(console(), table, whole=("memory", "revision"))
 
 
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
@@ -61,7 +60,7 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         table.add_row(key, value)
     for layer, norm in enumerate(norms):
         table.add_row(f"norm, adapted layer {layer}", f"{norm:.4f}")
-    console().print(table)
+    print_table(console(), table)
 
 
 def _facts(memory: Memory) -> list[tuple[str, str]]:
@@ -73,10 +72,19 @@ def _facts(memory: Memory) -> list[tuple[str, str]]:
         ("last change", iso_time(memory.update_ms)),
         ("revision", str(memory.revision)),
         ("folded", str(memory.folded_revision)),
-        ("lag", f"{lag(memory)} turns"),
-        ("log", f"{memory.turn_count} turns, {human_bytes(memory.log_bytes)}"),
+        ("lag", counted(lag(memory), "turn")),
+        ("log", f"{counted(memory.turn_count, 'turn')}, {human_bytes(memory.log_bytes)}"),
         ("state", f"{memory.state_bytes:,} bytes"),
         ("fingerprint", memory.fingerprint),
+        (
+            "rebuilding",
+            f"{memory.building}, {memory.head - memory.building_applied} turns to go" if memory.building else "",
+        ),
+        ("quarantined", f"turn {memory.quarantined} cannot be folded" if memory.quarantined else ""),
+        ("forked from", memory.forked_from),
+        ("deleted", f"{memory.policy.ttl_s:,} s after its last turn" if memory.policy.ttl_s else ""),
+        ("forgets", f"turns after {memory.policy.retention_s:,} s" if memory.policy.retention_s else ""),
+        ("keeps", f"the newest {memory.policy.keep_last} states, and ever fewer older ones"),
     ]
     return [(key, printable(value)) for key, value in facts if value]
 
@@ -87,7 +95,7 @@ def turns(
     limit: Annotated[int, typer.Option(min=0, help="At most so many, from the oldest; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print the turns of a memory in log order."""
+    """Print the turns of a memory in log order, with the numbers that `forget --range` takes; `--json` has their ids too."""
     with connect(context) as client:
         found = islice(client.turns(name), limit or None)
         if as_json:
@@ -95,22 +103,26 @@ def turns(
             return
         out = console()
         for turn in found:
-            speaker = f"{turn.role} {turn.speaker}".strip()
-            say(out, printable(f"{turn.sequence:>5}  {speaker}: {turn.content}"))
+            say(out, printable(f"{turn.sequence:>5}  {_said(turn)}"))
+
+
+def _said(turn: Turn) -> str:
+    if turn.skips:
+        return f"(turn {turn.skips} is not folded)"
+    speaker = f"{turn.role} {turn.speaker}".strip()
+    return f"{speaker}: {turn.content}{' (not folded)' if turn.skipped else ''}"
 
 
 def delete(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete a memory: its log, its state and everything that was made of them. Cannot be undone."""
-    if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("say --yes where nobody can be asked", param_hint="--yes")
+    agreed(yes)
     with connect(context) as client:
         memory = client.get_memory(name)
-        if not yes:
-            typer.confirm(f"Delete {memory.name} with its {memory.turn_count} turns?", abort=True)
+        agreed(yes, f"Delete {memory.name} with its {counted(memory.turn_count, 'turn')}?")
         client.delete_memory(name)
     say(console(), f"deleted {memory.name}")
 
@@ -135,11 +147,28 @@ def memory_as_dict(memory: Memory) -> dict[str, Any]:
         "log_bytes": memory.log_bytes,
         "state_bytes": memory.state_bytes,
         "fingerprint": memory.fingerprint,
+        "building_fingerprint": memory.building,
+        "building_lag_turns": memory.head - memory.building_applied if memory.building else 0,
+        "quarantined_sequence": memory.quarantined,
+        "forked_from": memory.forked_from,
+        "policy": {
+            "ttl_s": memory.policy.ttl_s,
+            "retention_s": memory.policy.retention_s,
+            "keep_last": memory.policy.keep_last,
+        },
     }
 
 
 def turn_as_dict(turn: Turn) -> dict[str, Any]:
-    """A turn for programs; ``memfold ingest`` understands all of it but the last two."""
-    said = asdict(turn)
-    append_ms = said.pop("append_ms")
-    return {**said, "role": str(turn.role), "metadata": dict(turn.metadata), "append_time": iso_time(append_ms)}
+    """An entry of a log for programs; ``memfold ingest`` understands the first five fields of a turn."""
+    return {
+        "id": turn.id,
+        "role": str(turn.role),
+        "content": turn.content,
+        "speaker": turn.speaker,
+        "metadata": dict(turn.metadata),
+        "sequence": turn.sequence,
+        "append_time": iso_time(turn.append_ms),
+        "skips": turn.skips,
+        "skipped": turn.skipped,
+    }

@@ -33,7 +33,14 @@ def run_tool(name: str, *args: Any) -> Any:
     try:
         return tool(*args)
     except (OSError, TypeError, ValueError) as error:
-        raise ToolFailedError(" ".join(str(error).split())) from error
+        raise ToolFailedError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line; of a file that cannot be read, which one and why."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"cannot read {error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _load(name: str) -> Callable[..., Any]:

@@ -11,9 +11,18 @@ Example::
 """
 
 from memfold.api.errors import MemfoldError
-from memfold.api.values import Memory, MemoryName, Message, Revision, Role, Turn
+from memfold.api.values import KeptRevision, Memory, MemoryName, Message, OperationKind, Policy, Revision, Role, Turn
 from memfold.client.aio import AsyncMemfold, AsyncReply
 from memfold.client.blocking import Memfold, Reply
+from memfold.client.operations import (
+    ForgetReceipt,
+    ForkHolding,
+    ForkReceipt,
+    Operation,
+    RebuildReceipt,
+    RollbackReceipt,
+    VerifyReceipt,
+)
 from memfold.client.values import Ack, Appended, FinishReason, Model, Score, State, Summary
 from memfold.rpc.status import UnreachableError
 
@@ -23,18 +32,28 @@ __all__ = [
     "AsyncMemfold",
     "AsyncReply",
     "FinishReason",
+    "ForgetReceipt",
+    "ForkHolding",
+    "ForkReceipt",
+    "KeptRevision",
     "Memfold",
     "MemfoldError",
     "Memory",
     "MemoryName",
     "Message",
     "Model",
+    "Operation",
+    "OperationKind",
+    "Policy",
+    "RebuildReceipt",
     "Reply",
     "Revision",
     "Role",
+    "RollbackReceipt",
     "Score",
     "State",
     "Summary",
     "Turn",
     "UnreachableError",
+    "VerifyReceipt",
 ]

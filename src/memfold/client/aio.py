@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceStub
-from memfold.api.v1.memory_service_pb2_grpc import MemoryServiceStub
-from memfold.api.values import Memory, Revision, Turn
-from memfold.client.calls import Call, Calls, Messages, Page, Reading, Sampling, ack_of, summary_of, tenant_of
-from memfold.client.connection import OPTIONS, authorization, passes
+from memfold.api.values import Memory, Policy, Revision, Turn
+from memfold.client.aio_history import AsyncHistory
+from memfold.client.call import Call, Page, tenant_of
+from memfold.client.calls import Calls, Messages, Reading, Sampling, ack_of, summary_of
+from memfold.client.connection import OPTIONS, authorization, passes, stubs
 from memfold.client.outbox import PATIENCE_S, AsyncOutbox
 from memfold.client.values import Ack, Appended, Model, Score, State, Summary
 from memfold.rpc.status import error_from
@@ -21,7 +21,7 @@ from memfold.rpc.status import error_from
 T = TypeVar("T")
 
 
-class AsyncMemfold:
+class AsyncMemfold(AsyncHistory):
     """A connection to memfold, for one event loop. Arguments and methods are those of ``Memfold``.
 
     Example::
@@ -49,10 +49,7 @@ class AsyncMemfold:
             self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options=OPTIONS)
-        self._stubs: dict[str, Any] = {
-            "memory": MemoryServiceStub(self._channel),  # type: ignore[no-untyped-call]
-            "generation": GenerationServiceStub(self._channel),  # type: ignore[no-untyped-call]
-        }
+        self._stubs = stubs(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,10 +64,15 @@ class AsyncMemfold:
         await self._channel.close()
 
     async def create_memory(
-        self, memory: str, *, display_name: str = "", labels: Mapping[str, str] | None = None
+        self,
+        memory: str,
+        *,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
     ) -> Memory:
-        """Create an empty memory."""
-        return await self._run(self._calls.create_memory(memory, display_name, labels or {}))
+        """Create an empty memory; without a policy it is kept for ever."""
+        return await self._run(self._calls.create_memory(memory, display_name, labels or {}, policy))
 
     async def get_memory(self, memory: str) -> Memory:
         """Look a memory up."""
@@ -86,10 +88,11 @@ class AsyncMemfold:
         *,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
         expected_revision: Revision | None = None,
     ) -> Memory:
-        """Change what is given; labels are replaced as a whole."""
-        return await self._run(self._calls.update_memory(memory, display_name, labels, expected_revision))
+        """Change what is given; labels and policy are replaced as a whole."""
+        return await self._run(self._calls.update_memory(memory, display_name, labels, policy, expected_revision))
 
     async def delete_memory(
         self, memory: str, *, expected_revision: Revision | None = None, allow_missing: bool = False
@@ -163,9 +166,20 @@ class AsyncMemfold:
         """
         return await self._run(self._calls.wait(memory, revision), timeout_s)
 
-    async def state(self, memory: str, *, min_revision: Revision | None = None, timeout_s: float = 60) -> State:
-        """Read the state, once it has reached ``min_revision``."""
-        return await self._run(self._calls.state(memory, min_revision), timeout_s)
+    async def state(
+        self,
+        memory: str,
+        *,
+        min_revision: Revision | None = None,
+        revision: Revision | None = None,
+        timeout_s: float = 60,
+    ) -> State:
+        """Read the newest state, once it has reached ``min_revision``; or exactly that of a ``revision`` that is kept.
+
+        Raises:
+            RevisionNotKeptError: no state is kept at ``revision``.
+        """
+        return await self._run(self._calls.state(memory, min_revision, revision), timeout_s)
 
     def generate(
         self,

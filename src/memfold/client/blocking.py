@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceStub
-from memfold.api.v1.memory_service_pb2_grpc import MemoryServiceStub
-from memfold.api.values import Memory, Revision, Turn
-from memfold.client.calls import Call, Calls, Messages, Page, Reading, Sampling, ack_of, summary_of, tenant_of
-from memfold.client.connection import OPTIONS, authorization, passes
+from memfold.api.values import Memory, Policy, Revision, Turn
+from memfold.client.blocking_history import History
+from memfold.client.call import Call, Page, tenant_of
+from memfold.client.calls import Calls, Messages, Reading, Sampling, ack_of, summary_of
+from memfold.client.connection import OPTIONS, authorization, passes, stubs
 from memfold.client.outbox import PATIENCE_S, Outbox
 from memfold.client.values import Ack, Appended, Model, Score, State, Summary
 from memfold.rpc.status import error_from
@@ -21,7 +21,7 @@ from memfold.rpc.status import error_from
 T = TypeVar("T")
 
 
-class Memfold:
+class Memfold(History):
     """A connection to memfold.
 
     Example::
@@ -60,10 +60,7 @@ class Memfold:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         else:
             self._channel = grpc.secure_channel(target, credentials, options=OPTIONS)
-        self._stubs: dict[str, Any] = {
-            "memory": MemoryServiceStub(self._channel),  # type: ignore[no-untyped-call]
-            "generation": GenerationServiceStub(self._channel),  # type: ignore[no-untyped-call]
-        }
+        self._stubs = stubs(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -75,9 +72,16 @@ class Memfold:
         """Close the connection."""
         self._channel.close()
 
-    def create_memory(self, memory: str, *, display_name: str = "", labels: Mapping[str, str] | None = None) -> Memory:
-        """Create an empty memory."""
-        return self._run(self._calls.create_memory(memory, display_name, labels or {}))
+    def create_memory(
+        self,
+        memory: str,
+        *,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+    ) -> Memory:
+        """Create an empty memory; without a policy it is kept for ever."""
+        return self._run(self._calls.create_memory(memory, display_name, labels or {}, policy))
 
     def get_memory(self, memory: str) -> Memory:
         """Look a memory up."""
@@ -93,10 +97,11 @@ class Memfold:
         *,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
         expected_revision: Revision | None = None,
     ) -> Memory:
-        """Change what is given; labels are replaced as a whole."""
-        return self._run(self._calls.update_memory(memory, display_name, labels, expected_revision))
+        """Change what is given; labels and policy are replaced as a whole."""
+        return self._run(self._calls.update_memory(memory, display_name, labels, policy, expected_revision))
 
     def delete_memory(
         self, memory: str, *, expected_revision: Revision | None = None, allow_missing: bool = False
@@ -121,8 +126,9 @@ class Memfold:
         """Append turns of any memories as they come, and yield an acknowledgement for each, in order.
 
         ``turns`` are pairs of memory and turn, taken from a thread of gRPC's, no faster than they are taken up. A turn
-        that is refused is an ``Ack`` with an ``error``; the stream goes on. A stream that breaks is opened again and
-        what was not acknowledged is sent again.
+        that is refused is an ``Ack`` with an ``error``; the stream goes on. Where the error has a ``retry_after_ms``, the
+        later turns of its memory are refused too, until that turn comes again: give it, and then those, once more. A stream
+        that breaks is opened again and what was not acknowledged is sent again.
         """
         outbox = Outbox(self._calls.stream_request(memory, turn, create) for memory, turn in turns)
         tries = iter(PATIENCE_S)
@@ -157,9 +163,20 @@ class Memfold:
         """
         return self._run(self._calls.wait(memory, revision), timeout_s)
 
-    def state(self, memory: str, *, min_revision: Revision | None = None, timeout_s: float = 60) -> State:
-        """Read the state, once it has reached ``min_revision``."""
-        return self._run(self._calls.state(memory, min_revision), timeout_s)
+    def state(
+        self,
+        memory: str,
+        *,
+        min_revision: Revision | None = None,
+        revision: Revision | None = None,
+        timeout_s: float = 60,
+    ) -> State:
+        """Read the newest state, once it has reached ``min_revision``; or exactly that of a ``revision`` that is kept.
+
+        Raises:
+            RevisionNotKeptError: no state is kept at ``revision``.
+        """
+        return self._run(self._calls.state(memory, min_revision, revision), timeout_s)
 
     def generate(
         self,

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any
 
-from memfold.api.convert import memory_from_message, turn_from_message, turn_to_message
+from memfold.api.convert import memory_from_message, policy_to_message, turn_from_message, turn_to_message
 from memfold.api.errors import InvalidFieldError
 from memfold.api.v1 import errors_pb2
 from memfold.api.v1 import generation_service_pb2 as generation_pb
 from memfold.api.v1 import memory_service_pb2 as memory_pb
-from memfold.api.values import Memory, Message, Revision, Role, Turn
+from memfold.api.values import Memory, Message, Policy, Revision, Role, Turn
+from memfold.client.call import Call, Page
+from memfold.client.history_calls import HistoryCalls, token
 from memfold.client.values import Ack, Appended, FinishReason, Model, Score, State, Summary
 from memfold.rpc.status import make_error
 
-T = TypeVar("T")
 Messages = str | Sequence[Message]
-SERVICES = {"memory": "memfold.api.v1.MemoryService", "generation": "memfold.api.v1.GenerationService"}
-_KEY = re.compile(r"mfk_(?P<tenant>[a-z0-9][a-z0-9-]{0,62})_.+")
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One unary call."""
-
-    service: Literal["memory", "generation"]
-    method: str
-    request: Any
-    read: Callable[[Any], T]
-
-
-class Page(NamedTuple, Generic[T]):
-    """One page of a listing; ``next_token`` is empty on the last."""
-
-    items: list[T]
-    next_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +42,22 @@ class Sampling:
     seed: int | None = None
 
 
-def tenant_of(api_key: str) -> str:
-    """The tenant that an API key names; empty where it names none."""
-    match = _KEY.fullmatch(api_key)
-    return match["tenant"] if match else ""
-
-
-class Calls:
+class Calls(HistoryCalls):
     """Makes the calls of one tenant. A memory is named by its id, or by its whole resource name."""
 
-    def __init__(self, tenant: str) -> None:
-        self._tenant = tenant
-
-    def name(self, memory: str) -> str:
-        """The resource name of a memory."""
-        return memory if "/" in memory else f"{self._parent()}/memories/{memory}"
-
-    def create_memory(self, memory: str, display_name: str, labels: Mapping[str, str]) -> Call[Memory]:
+    def create_memory(
+        self, memory: str, display_name: str, labels: Mapping[str, str], policy: Policy | None
+    ) -> Call[Memory]:
         """Create an empty memory; repeated, it is the same creation."""
         parent, _, memory_id = self.name(memory).rpartition("/memories/")
         request = memory_pb.CreateMemoryRequest(
             parent=parent,
             memory_id=memory_id,
-            memory=memory_pb.Memory(display_name=display_name, labels=dict(labels)),
+            memory=memory_pb.Memory(
+                display_name=display_name,
+                labels=dict(labels),
+                policy=policy_to_message(policy) if policy is not None else None,
+            ),
             request_id=uuid.uuid4().hex,
         )
         return Call("memory", "CreateMemory", request, _memory)
@@ -94,18 +68,27 @@ class Calls:
 
     def list_memories(self, page_token: str) -> Call[Page[Memory]]:
         """One page of the tenant's memories."""
-        request = memory_pb.ListMemoriesRequest(parent=self._parent(), page_size=1000, page_token=page_token)
+        request = memory_pb.ListMemoriesRequest(parent=self.parent(), page_size=1000, page_token=page_token)
         return Call("memory", "ListMemories", request, _memories)
 
     def update_memory(
-        self, memory: str, display_name: str | None, labels: Mapping[str, str] | None, expected: Revision | None
+        self,
+        memory: str,
+        display_name: str | None,
+        labels: Mapping[str, str] | None,
+        policy: Policy | None,
+        expected: Revision | None,
     ) -> Call[Memory]:
         """Change what is not None."""
-        values = memory_pb.Memory(name=self.name(memory), display_name=display_name or "", labels=dict(labels or {}))
-        request = memory_pb.UpdateMemoryRequest(memory=values, expected_revision=_token(expected))
-        request.update_mask.paths.extend(
-            path for path, value in (("display_name", display_name), ("labels", labels)) if value is not None
+        values = memory_pb.Memory(
+            name=self.name(memory),
+            display_name=display_name or "",
+            labels=dict(labels or {}),
+            policy=policy_to_message(policy) if policy is not None else None,
         )
+        given = {"display_name": display_name, "labels": labels, "policy": policy}
+        request = memory_pb.UpdateMemoryRequest(memory=values, expected_revision=token(expected))
+        request.update_mask.paths.extend(path for path, value in given.items() if value is not None)
         if not request.update_mask.paths:
             raise InvalidFieldError("update_mask", "nothing to update")
         return Call("memory", "UpdateMemory", request, _memory)
@@ -113,7 +96,7 @@ class Calls:
     def delete_memory(self, memory: str, expected: Revision | None, allow_missing: bool) -> Call[None]:
         """Delete a memory."""
         request = memory_pb.DeleteMemoryRequest(
-            name=self.name(memory), expected_revision=_token(expected), allow_missing=allow_missing
+            name=self.name(memory), expected_revision=token(expected), allow_missing=allow_missing
         )
         return Call("memory", "DeleteMemory", request, lambda _: None)
 
@@ -123,7 +106,7 @@ class Calls:
         request = memory_pb.AppendTurnsRequest(
             memory=name,
             turns=[turn_to_message(turn) for turn in turns],
-            expected_revision=_token(expected),
+            expected_revision=token(expected),
             request_id=uuid.uuid4().hex,  # from which turns without ids get theirs, so that a repeated call is safe
             allow_missing=create,
         )
@@ -142,12 +125,14 @@ class Calls:
 
     def wait(self, memory: str, revision: Revision | None) -> Call[Revision]:
         """Wait for a revision; None for the log's."""
-        request = memory_pb.WaitForRevisionRequest(memory=self.name(memory), revision=_token(revision))
+        request = memory_pb.WaitForRevisionRequest(memory=self.name(memory), revision=token(revision))
         return Call("memory", "WaitForRevision", request, lambda r: Revision.parse(r.folded_revision))
 
-    def state(self, memory: str, min_revision: Revision | None) -> Call[State]:
-        """Read a state."""
-        request = memory_pb.GetStateRequest(memory=self.name(memory), min_revision=_token(min_revision))
+    def state(self, memory: str, min_revision: Revision | None, revision: Revision | None) -> Call[State]:
+        """Read the newest state, or exactly one that is kept."""
+        request = memory_pb.GetStateRequest(
+            memory=self.name(memory), min_revision=token(min_revision), revision=token(revision)
+        )
         return Call("memory", "GetState", request, _state)
 
     def generate_request(
@@ -187,14 +172,6 @@ class Calls:
 
     def _memory(self, reading: Reading) -> str:
         return self.name(reading.memory) if reading.memory else ""
-
-    def _parent(self) -> str:
-        if not self._tenant:
-            raise InvalidFieldError(
-                "name",
-                "this key is not of the form mfk_TENANT_SECRET, so it names no tenant: give whole names, or the client a tenant",
-            )
-        return f"tenants/{self._tenant}"
 
 
 def ack_of(response: memory_pb.StreamTurnsResponse) -> Ack:
@@ -283,13 +260,7 @@ def _messages(messages: Messages) -> list[generation_pb.Message]:
 
 
 def _memory_options(reading: Reading) -> generation_pb.MemoryOptions:
-    options = generation_pb.MemoryOptions(
-        window_tokens=reading.window_tokens, min_revision=_token(reading.min_revision)
-    )
+    options = generation_pb.MemoryOptions(window_tokens=reading.window_tokens, min_revision=token(reading.min_revision))
     if reading.gain is not None:
         options.gain = reading.gain
     return options
-
-
-def _token(revision: Revision | None) -> str:
-    return str(revision) if revision is not None else ""

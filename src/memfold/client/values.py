@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from memfold.api.errors import MemfoldError
@@ -53,7 +53,7 @@ class State:
     revision: Revision
     fingerprint: str
     shape: tuple[int, int, int, int]
-    data: bytes
+    data: bytes = field(repr=False)
     layer_norms: tuple[float, ...]
 
 

@@ -35,6 +35,8 @@ def channel_options(*, retry: Sequence[str] = (), once: Sequence[tuple[str, str]
         ("grpc.max_send_message_length", LARGEST_MESSAGE),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # Else gRPC's own pings, of which only one flies at a time, hold keepalive's up for a minute.
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 3_000),

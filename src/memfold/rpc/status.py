@@ -42,6 +42,11 @@ _CODES = {
     "STATE_DAMAGED": grpc.StatusCode.DATA_LOSS,
     "INTERNAL": grpc.StatusCode.INTERNAL,
     "UNKNOWN_METHOD": grpc.StatusCode.UNIMPLEMENTED,
+    "REVISION_NOT_KEPT": grpc.StatusCode.FAILED_PRECONDITION,
+    "OPERATION_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "TURN_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "TURN_FOLDED": grpc.StatusCode.FAILED_PRECONDITION,
+    "OPERATION_CONFLICT": grpc.StatusCode.ALREADY_EXISTS,
 }
 # What a status without an ErrorInfo means: it comes from the transport, or from a proxy on the way.
 _BARE = {

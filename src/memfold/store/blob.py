@@ -62,8 +62,8 @@ class StateBlob:
         return body + hashlib.sha256(body).digest()
 
 
-def decode(blob: bytes, *, kind: BlobKind, fingerprint: str, incarnation: str) -> StateBlob:
-    """Read a blob and make sure that it is what the caller looks for.
+def decode(blob: bytes, *, kind: BlobKind, fingerprint: str, incarnation: str | None) -> StateBlob:
+    """Read a blob and make sure that it is what the caller looks for; an incarnation of None stands for any.
 
     Raises:
         StateDamagedError: it is torn, changed, of another version, or belongs elsewhere; the text names what is wrong.
@@ -71,13 +71,13 @@ def decode(blob: bytes, *, kind: BlobKind, fingerprint: str, incarnation: str) -
     header, data = _open(blob)
     wanted = {"kind": str(kind), "fingerprint": fingerprint, "incarnation": incarnation, "dtype": "fp32"}
     for field, value in wanted.items():
-        if header.get(field) != value:
+        if value is not None and header.get(field) != value:
             raise StateDamagedError(f"the blob's {field} is {header.get(field)!r}, not {value!r}")
     layers, heads, rows, columns = header["shape"]
     found = StateBlob(
         kind=kind,
         fingerprint=fingerprint,
-        incarnation=incarnation,
+        incarnation=header["incarnation"],
         sequence=int(header["sequence"]),
         offset=int(header["offset"]),
         shape=(layers, heads, rows, columns),

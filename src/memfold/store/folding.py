@@ -1,4 +1,4 @@
-"""Folding: who may fold what, from where, and how the result gets in. Also how readers get it out."""
+"""Folding: who may fold what, from where, and how the result gets in."""
 
 from __future__ import annotations
 
@@ -9,48 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from memfold.api.errors import StateDamagedError
-from memfold.api.values import PARTITIONS, Memory, MemoryName, Revision
+from memfold.api.values import PARTITIONS, MemoryName, Policy
 from memfold.store import keys
-from memfold.store.blob import BlobKind, StateBlob, decode
+from memfold.store.blob import BlobKind, StateBlob
+from memfold.store.digests import EMPTY_LOG, state_digest
+from memfold.store.history import read_history, thin, thin_anchors
 from memfold.store.keys import memory_keys
-from memfold.store.log import Log
-from memfold.store.memories import memory_of
 from memfold.store.server import Call, Server
-from memfold.store.values import ZERO_ANCHOR, Anchor, Backlog, Claim, Shape, State
+from memfold.store.states import States, note_damage, open_anchor, open_state
+from memfold.store.values import START, ZERO_ANCHOR, Anchor, Backlog, Claim, Place, Shape
 
 _LOG = logging.getLogger(__name__)
 
 _SWEEP_S = 10
 
 
-class Folding(Log):
-    """States: claimed, folded elsewhere, committed, read."""
+class Folding(States):
+    """States: claimed, folded elsewhere, committed."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self._next_sweep: dict[str, float] = {}
-
-    async def read_state(self, name: MemoryName) -> tuple[Memory, State | None]:
-        """A memory and its state, as one consistent pair; None before the first fold.
-
-        Raises:
-            MemoryNotFoundError: there is no such memory.
-            StateDamagedError: the stored state is damaged. The memory has been marked to be folded anew from its log.
-        """
-        reply = await self._on_memory("read_state", name, lambda fingerprint: (fingerprint,))
-        memory = memory_of(name, reply[1])
-        if memory.applied == 0:
-            return memory, None
-        try:
-            return memory, _state(memory, reply[3])
-        except StateDamagedError as error:
-            _LOG.error("the state of %s at %s is damaged: %s", name, memory.folded_revision, error)
-            await self._refold(memory, fence=int(reply[2]))
-            raise StateDamagedError(
-                f"the state of {name} is damaged ({error}); it is being folded anew from the log",
-                facts={"memory": str(name), "revision": str(memory.folded_revision)},
-                retry_after_ms=1000,
-            ) from error
 
     async def due_partitions(self, fingerprint: str, *, limit: int = PARTITIONS) -> list[int]:
         """Partitions in which something is due now, the longest overdue first."""
@@ -84,33 +63,81 @@ class Folding(Log):
                 for name in names
             ],
         )
-        return [_claim(name, fingerprint, reply) for name, reply in zip(names, replies, strict=True) if reply]
+        for name, reply in zip(names, replies, strict=True):
+            if reply and reply[0] == b"TORN":
+                _LOG.critical(
+                    "the log of %s holds %d entries, not %d: nothing is folded", name, reply[1], int(reply[2])
+                )
+        return [
+            _claim(name, fingerprint, reply[1:])
+            for name, reply in zip(names, replies, strict=True)
+            if reply and reply[0] == b"OK"
+        ]
 
     async def read_anchor(self, claim: Claim) -> Anchor:
         """Where the open block of a claimed memory starts.
 
-        A damaged or foreign anchor is removed and the zero anchor given: the fold then starts from the log's beginning.
+        A damaged anchor is removed and the zero anchor given: the fold then starts from the log's beginning.
         """
-        key = memory_keys(claim.name, claim.fingerprint).anchor
-        blob = await self._server.command("GET", key)
-        if blob is None:
-            return ZERO_ANCHOR
+        line = memory_keys(claim.name, claim.fingerprint)
+        blob = await self._server.command("HGET", line.history, f"@{claim.anchor}") if claim.anchor != START else None
         try:
-            return _anchor(claim, blob)
+            found = open_anchor(blob, claim.fingerprint, claim.anchor, claim.anchor_digest)
         except StateDamagedError as error:
-            _LOG.error("the anchor of %s is damaged, folding anew from the log: %s", claim.name, error)
-            await self._server.run("drop_anchor", [key], blob)
+            note_damage(f"the anchor of {claim.name} at {claim.anchor}", error)
+            place = str(claim.anchor)
+            await self._server.run("drop_anchor", line, claim.fingerprint, claim.incarnation, claim.fence, place)
             return ZERO_ANCHOR
+        return ZERO_ANCHOR if found is None else Anchor(found.sequence, found.offset, found.data)
 
-    async def commit(self, claim: Claim, *, applied: int, state: bytes, shape: Shape, anchor: Anchor | None) -> bool:
-        """Commit the state at the turn ``applied``, if nothing has come between; an anchor of None leaves it unchanged.
+    async def read_claimed(self, claim: Claim) -> bytes | None:
+        """The state that a claim goes on from, fp32; None where there is none, or somebody has gone on with it already.
+
+        Also where it is damaged: replaying the open block from its anchor makes it again.
+        """
+        kept = next((one for one in claim.history if one.sequence == claim.applied), None)
+        if kept is None:
+            return None
+        blob = await self._server.command("GET", memory_keys(claim.name, claim.fingerprint).state)
+        try:
+            return open_state(blob, claim.fingerprint, kept).data
+        except StateDamagedError:
+            return None
+
+    async def commit(
+        self,
+        claim: Claim,
+        *,
+        applied: int,
+        at: int,
+        state: bytes,
+        shape: Shape,
+        anchor: Anchor | None,
+        log_digest: bytes,
+        keep_last: int | None = None,
+        attempts: int = 0,
+    ) -> bool:
+        """Commit the state of revision ``applied``, if nothing has come between.
 
         Turns that came in meanwhile leave the memory due at once. False: the claim was lost, throw the result away.
         Not confirmed as durable beyond what the server does by itself: a lost state is folded anew from the log.
+
+        Args:
+            claim: by what right.
+            applied: the revision that is reached: ``claim.head`` where the log's end is.
+            at: the last turn that the state holds.
+            state: fp32, little-endian.
+            shape: of the state.
+            anchor: where the open block starts; None leaves it where ``read_anchor`` said.
+            log_digest: ``claim.log_digest`` continued over the log's entries up to ``applied``.
+            keep_last: how many of the newest revisions to keep; what the memory's policy says by default.
+            attempts: so many count on, for a memory that is still suspected.
         """
         assert claim.applied < applied, (claim, applied)
-        blob = _blob(BlobKind.STATE, claim, shape, Anchor(applied, 0, state))
-        anchor_blob = b"" if anchor is None else _blob(BlobKind.ANCHOR, claim, shape, anchor)
+        keep = claim.keep_last if keep_last is None else keep_last
+        dropped = thin(claim.kept, applied, keep)
+        place = None if anchor is None else Place(anchor.sequence, anchor.offset)
+        anchors = thin_anchors(claim.history, dropped, place or claim.anchor)
         committed = await self._server.run(
             "commit",
             memory_keys(claim.name, claim.fingerprint),
@@ -119,13 +146,36 @@ class Folding(Log):
             claim.applied,
             claim.fence,
             applied,
-            blob,
+            at,
+            _blob(BlobKind.STATE, claim, shape, Place(at, 0), state),
             len(state),
-            anchor_blob,
+            state_digest(state).hex(),
+            log_digest.hex(),
+            *_anchor(claim, shape, anchor),
             keys.member(claim.name),
             keys.moved_channel(claim.name.partition),
+            attempts,
+            len(dropped),
+            *dropped,
+            *(f"@{one}" for one in anchors),
         )
         return bool(committed)
+
+    async def quarantine(self, claim: Claim, *, sequence: int, reason: str) -> None:
+        """Stop folding a claimed memory: the turn ``sequence`` cannot be folded. Readers go on with what there is.
+
+        Ends with ``skip_turn``, with forgetting, with rolling back, or with another model. ``reason`` quotes no turn.
+        """
+        await self._server.run(
+            "quarantine",
+            memory_keys(claim.name, claim.fingerprint),
+            claim.fingerprint,
+            claim.incarnation,
+            claim.fence,
+            sequence,
+            reason,
+            keys.member(claim.name),
+        )
 
     async def renew(self, claim: Claim, *, lease_s: float) -> bool:
         """Hold a claim for ``lease_s`` from now on. False: it is no longer the newest, its commit would lose."""
@@ -177,47 +227,43 @@ class Folding(Log):
     async def _told_partitions(self, fingerprint: str) -> Sequence[int]:
         return sorted(int(at) for at in await self._server.command("SMEMBERS", keys.partitions(fingerprint)))
 
-    async def _refold(self, memory: Memory, fence: int) -> None:
-        await self._server.run(
-            "refold",
-            memory_keys(memory.name, memory.fingerprint),
-            memory.fingerprint,
-            memory.incarnation,
-            memory.applied,
-            fence,
-            keys.member(memory.name),
-        )
-
-
-def _state(memory: Memory, blob: bytes | None) -> State:
-    if blob is None:
-        raise StateDamagedError("the blob is missing")
-    found = decode(blob, kind=BlobKind.STATE, fingerprint=memory.fingerprint, incarnation=memory.incarnation)
-    if found.sequence != memory.applied:
-        raise StateDamagedError(f"the blob holds turn {found.sequence}, not {memory.applied}")
-    return State(Revision(memory.incarnation, memory.applied), memory.fingerprint, found.shape, found.data)
-
 
 def _claim(name: MemoryName, fingerprint: str, reply: Sequence[Any]) -> Claim:
-    incarnation, applied, head, fence, attempts = reply
-    return Claim(name, fingerprint, incarnation.decode(), int(applied), int(head), int(fence), int(attempts))
+    incarnation, applied, head, fence, attempts, log_digest, state, at, _, anchor, anchor_digest, policy, stored = reply
+    return Claim(
+        name=name,
+        fingerprint=fingerprint,
+        incarnation=incarnation.decode(),
+        applied=int(applied),
+        head=int(head),
+        fence=int(fence),
+        attempts=int(attempts),
+        log_digest=bytes.fromhex(log_digest.decode()) or EMPTY_LOG,
+        state_digest=bytes.fromhex(state.decode()),
+        at=int(at),
+        anchor=Place.parse(anchor.decode()),
+        anchor_digest=bytes.fromhex(anchor_digest.decode()),
+        history=read_history(stored),
+        keep_last=Policy.from_json(policy).keep_last,
+    )
 
 
-def _anchor(claim: Claim, blob: bytes) -> Anchor:
-    found = decode(blob, kind=BlobKind.ANCHOR, fingerprint=claim.fingerprint, incarnation=claim.incarnation)
-    if found.sequence > claim.applied:
-        raise StateDamagedError(f"the anchor lies at turn {found.sequence}, the state only at {claim.applied}")
-    return Anchor(found.sequence, found.offset, found.data)
+def _anchor(claim: Claim, shape: Shape, anchor: Anchor | None) -> tuple[str, bytes, str]:
+    """Place, blob and digest of a new anchor, as the script takes them."""
+    if anchor is None:
+        return "", b"", ""
+    assert anchor.data is not None, "the zero anchor is where every memory starts; it is never committed"
+    place = Place(anchor.sequence, anchor.offset)
+    return str(place), _blob(BlobKind.ANCHOR, claim, shape, place, anchor.data), state_digest(anchor.data).hex()
 
 
-def _blob(kind: BlobKind, claim: Claim, shape: Shape, at: Anchor) -> bytes:
-    assert at.data is not None, "the zero anchor is where every memory starts; it is never committed"
+def _blob(kind: BlobKind, claim: Claim, shape: Shape, place: Place, data: bytes) -> bytes:
     return StateBlob(
         kind=kind,
         fingerprint=claim.fingerprint,
         incarnation=claim.incarnation,
-        sequence=at.sequence,
-        offset=at.offset,
+        sequence=place.sequence,
+        offset=place.offset,
         shape=shape,
-        data=at.data,
+        data=data,
     ).encode()

@@ -18,39 +18,151 @@ DEFAULT_MODEL = "memfold:model:default"
 
 
 class MemoryKeys(NamedTuple):
-    """Keys of one memory as one model folds it, in the order in which scripts take them."""
+    """Keys of one memory as one model folds it, in the order in which scripts take them.
+
+    Where a second model folds it as well, the keys of its line (``line`` to ``revisions``) follow behind all of these.
+    """
 
     meta: str
-    """Hash: incarnation, fingerprint, head, count, bytes, display name, labels, times."""
+    """Hash: incarnation, fingerprint, building, head, last, entries, skips, count, bytes, policy, names, times."""
     log: str
-    """Stream with the ids ``<sequence>-0``: the turns, dense from 1."""
+    """Stream with the ids ``<sequence>-0``, ascending: the turns, and entries that say which of them to pass over."""
     ids: str
     """Hash: a turn's id -> its sequence."""
     line: str
-    """Hash: applied, fence, lease, attempts, claim: where folding stands."""
-    state: str
-    """Blob: the state at ``applied``."""
-    anchor: str
-    """Blob: the state at the start of the open block."""
+    """Hash: applied, digests, anchor, fence, lease, attempts, claim, quarantined: where folding stands."""
     dirty: str
     """Sorted set: member -> when a writer may claim it, in ms."""
     behind: str
     """Sorted set: member -> since when its oldest unfolded turn waits, in ms."""
+    state: str
+    """Blob: the state at ``applied``."""
+    history: str
+    """Hash: ``<sequence>`` -> the state of an earlier revision, ``@<sequence>.<offset>`` -> an anchor; blobs."""
+    revisions: str
+    """Hash: ``<sequence>`` -> what is known of a kept revision, the newest included; JSON."""
+    fresh_log: str
+    """The stream as far as it has been copied into nodes that hold nothing of what was removed."""
+    receipt: str
+    """What the last removal of turns removed; JSON. Expires by itself."""
+    ops: str
+    """Hash: the memory's operations."""
+    forks: str
+    """Hash: the copies of the memory."""
+    operations: str
+    """Sorted set: when somebody should go on with an operation."""
+    expires: str
+    """Sorted set: when something of a memory may have expired."""
+
+
+HOT_KEYS = 6
+"""So many of the first keys are all that appending takes."""
+
+_LINE = slice(MemoryKeys._fields.index("line"), MemoryKeys._fields.index("revisions") + 1)
 
 
 def memory_keys(name: MemoryName, fingerprint: str) -> MemoryKeys:
-    """All keys that a memory's scripts touch."""
-    here = f"memfold:{_tag(name.partition)}:{member(name)}"
+    """All keys that the scripts of a memory touch."""
+    here = _of_memory(name)
+    # So many digits tell any two models apart; the blobs name theirs in full.
+    short = fingerprint[:16]
     return MemoryKeys(
         meta=f"{here}:meta",
         log=f"{here}:log",
         ids=f"{here}:ids",
-        line=f"{here}:line:{fingerprint}",
-        state=f"{here}:state:{fingerprint}",
-        anchor=f"{here}:anchor:{fingerprint}",
+        line=f"{here}:line:{short}",
         dirty=dirty(name.partition, fingerprint),
         behind=behind(name.partition, fingerprint),
+        state=f"{here}:state:{short}",
+        history=f"{here}:history:{short}",
+        revisions=f"{here}:revisions:{short}",
+        fresh_log=f"{here}:log-new",
+        receipt=f"{here}:receipt",
+        ops=f"{here}:ops",
+        forks=forks(name),
+        operations=operations_due(name.partition),
+        expires=expires(name.partition),
     )
+
+
+def both_lines(name: MemoryName, fingerprint: str, building: str) -> tuple[str, ...]:
+    """The keys for scripts that deal with each line of a memory: those of ``building`` come last, if there is one."""
+    first = memory_keys(name, fingerprint)
+    return (*first, *memory_keys(name, building)[_LINE]) if building else first
+
+
+def hot_keys(name: MemoryName, fingerprint: str, building: str) -> tuple[str, ...]:
+    """The keys for appending: fewer, for the sake of its speed."""
+    first = memory_keys(name, fingerprint)[:HOT_KEYS]
+    return (*first, *memory_keys(name, building)[3:HOT_KEYS]) if building else first
+
+
+class OperationKeys(NamedTuple):
+    """What the scripts of operations touch, in their order."""
+
+    meta: str
+    """Of the memory that the operations work on."""
+    ops: str
+    """Hash: an operation's id -> its lease and its record."""
+    due: str
+    """Sorted set of the partition: ``operation_entry`` -> when somebody should go on with it, in ms."""
+
+
+def operation_keys(name: MemoryName) -> OperationKeys:
+    """The keys of a memory's operations."""
+    here = _of_memory(name)
+    return OperationKeys(meta=f"{here}:meta", ops=f"{here}:ops", due=operations_due(name.partition))
+
+
+class StageKeys(NamedTuple):
+    """Where a copy is put together before it becomes a memory, in the order in which scripts take them."""
+
+    stage: str
+    """Hash: which operation copies and how far it is; also which copies must not be made any more. Expires by itself."""
+    log: str
+    """The stream as far as it has been copied. Expires by itself."""
+    ids: str
+    """The ids of its turns. Expires by itself."""
+
+
+def stage_keys(name: MemoryName) -> StageKeys:
+    """The keys of a copy that is being made under a name."""
+    here = _of_memory(name)
+    return StageKeys(stage=f"{here}:stage", log=f"{here}:stage-log", ids=f"{here}:stage-ids")
+
+
+def forks(name: MemoryName) -> str:
+    """Hash: a copy's member -> the sequence that it was copied at and the operation that did.
+
+    Copies of copies are entered too, once what they were copied from is gone.
+    """
+    return f"{_of_memory(name)}:forks"
+
+
+def operations_due(partition: int) -> str:
+    """Sorted set: operations of a partition's memories, by when somebody should go on with them, in ms."""
+    return f"memfold:{_tag(partition)}:operations"
+
+
+def operation_entry(name: MemoryName, operation_id: str) -> str:
+    """An operation's entry in the sorted set of its partition."""
+    return f"{member(name)}|{operation_id}"
+
+
+def operation_of(entry: bytes) -> tuple[MemoryName, str]:
+    """Read back what ``operation_entry`` wrote."""
+    named, operation_id = entry.rsplit(b"|", 1)
+    return name_of(named), operation_id.decode()
+
+
+def expires(partition: int) -> str:
+    """Sorted set: memories of a partition with a policy -> when to see whether something of them has expired, in ms."""
+    return f"memfold:{_tag(partition)}:expires"
+
+
+def rewrites(run_id: str) -> str:
+    """Hash: rewrites of one server's files: wanted, started, finished. Expires by itself; in a slot of its own."""
+    return f"memfold:rewrites:{run_id}"
 
 
 def dirty(partition: int, fingerprint: str) -> str:
@@ -79,6 +191,15 @@ def name_of(data: bytes) -> MemoryName:
     return MemoryName(tenant, memory)
 
 
+EVERY_META = "memfold:{p*}:*:meta"
+"""Matches the ``meta`` keys of all memories."""
+
+
+def name_of_meta(key: bytes) -> MemoryName:
+    """The memory whose ``meta`` key this is."""
+    return name_of(key.split(b":")[2])
+
+
 def tenant_index(tenant: str) -> str:
     """Sorted set, all scores 0, of a tenant's memories as ``index_entry`` writes them; in a slot of its own."""
     return f"memfold:tenant:{tenant}"
@@ -92,6 +213,10 @@ def index_entry(name: MemoryName, incarnation: str) -> str:
 def moved_channel(partition: int) -> str:
     """Channel on which commits and deletions of a partition's memories are told."""
     return f"memfold:moved:{partition}"
+
+
+def _of_memory(name: MemoryName) -> str:
+    return f"memfold:{_tag(name.partition)}:{member(name)}"
 
 
 def _tag(partition: int) -> str:

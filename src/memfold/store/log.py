@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Container, Sequence
 from typing import Any
 
-from memfold.api.errors import BacklogFullError, InvalidFieldError, MemoryNotFoundError, TurnIdConflictError
-from memfold.api.values import MemoryName, Revision, Turn
+from memfold.api.errors import (
+    BacklogFullError,
+    InvalidFieldError,
+    MemoryNotFoundError,
+    TurnFoldedError,
+    TurnIdConflictError,
+    TurnNotFoundError,
+)
+from memfold.api.values import MemoryName, Revision, Role, Turn
 from memfold.store import keys
+from memfold.store.digests import NONCE_BYTES
 from memfold.store.memories import Memories, new_incarnation, token
-from memfold.store.part import missing
+from memfold.store.part import Lines, missing
 from memfold.store.server import Argument
 from memfold.store.values import AppendedTurn, AppendResult
 
@@ -47,22 +56,25 @@ class Log(Memories):
         """
         if not turns:
             raise InvalidFieldError("turns", "at least one turn is needed")
-        given = [value for turn in turns for value in (turn.id, turn.to_bytes(), len(turn.content.encode()))]
+        given = _arguments(turns)
         try:
             reply = await self._append(name, given, expected, backlog)
         except MemoryNotFoundError:
             if not create or expected is not None:
                 raise
             reply = await self._append_to_new(name, given, backlog)
-        result = _result(self._guess(name), turns, reply)
+        lines = self._guess(name)
+        result = _result(lines.fingerprint, turns, reply)
         if result.behind:
-            await self._tell_partition(name.partition, result.fingerprint)
+            await self._tell_partition(name.partition, lines.fingerprint)
+        if reply[4]:
+            await self._tell_partition(name.partition, lines.building)
         return result
 
     async def read_turns(
         self, name: MemoryName, *, after: int = 0, limit: int = 1000, max_bytes: int = 0
     ) -> list[Turn]:
-        """At most ``limit`` turns behind the sequence ``after``, ascending.
+        """At most ``limit`` log entries behind the sequence ``after``, ascending: turns, and notes to pass over some.
 
         ``max_bytes`` (0: any) bounds their bytes in the store; the first of them comes in any case.
 
@@ -72,7 +84,7 @@ class Log(Memories):
         return await self._read(name, after + 1, 0, limit, max_bytes, "")
 
     async def read_tail(self, name: MemoryName, *, until: int, limit: int) -> list[Turn]:
-        """The newest ``limit`` turns up to the sequence ``until``, ascending.
+        """The newest turns up to the sequence ``until``, at most ``limit``, ascending; none only where there is none.
 
         Raises:
             MemoryNotFoundError: there is no such memory.
@@ -80,35 +92,71 @@ class Log(Memories):
         if until < 1:
             await self.get_memory(name)
             return []
-        return (await self._read(name, 1, until, limit, 0, "newest"))[::-1]
+        while True:
+            entries = await self._read(name, 1, until, limit, 0, "newest")
+            turns = [entry for entry in reversed(entries) if not entry.skips]
+            if turns or not entries:
+                return turns
+            until = entries[-1].sequence - 1
+
+    async def skip_turn(self, name: MemoryName, sequence: int) -> Revision:
+        """Say in the log that a turn is not to be folded; ends a quarantine. Skipping it again changes nothing.
+
+        Returns:
+            the revision of the log with the entry that says so.
+
+        Raises:
+            MemoryNotFoundError: there is no such memory.
+            TurnNotFoundError: the log holds no turn of this number.
+            TurnFoldedError: it is in a state already; it can be forgotten.
+            NotDurableError: written, but not confirmed; skip it again.
+        """
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        reply = await self._on_memory("skip", name, sequence, nonce, keys.member(name), durable=True)
+        match reply[0]:
+            case b"NO_TURN":
+                raise TurnNotFoundError(f"{name} has no turn {sequence}", facts={"sequence": str(sequence)})
+            case b"FOLDED":
+                raise TurnFoldedError(
+                    f"turn {sequence} of {name} has been folded; forget it instead", facts={"sequence": str(sequence)}
+                )
+        for fingerprint in filter(None, self._guess(name)):
+            await self._tell_partition(name.partition, fingerprint)
+        return Revision(reply[1].decode(), int(reply[2]))
 
     async def _append(
         self, name: MemoryName, given: Sequence[Argument], expected: Revision | None, backlog: int
     ) -> list[Any]:
-        def args(fingerprint: str) -> tuple[Argument, ...]:
-            return fingerprint, token(expected), backlog, "", keys.member(name), *given
-
-        return _accepted(await self._on_memory("append", name, args, durable=True))
+        said = token(expected), backlog, "", keys.member(name)
+        return _accepted(await self._on_memory("append", name, *said, *given, durable=True, keys_of=keys.hot_keys))
 
     async def _append_to_new(self, name: MemoryName, given: Sequence[Argument], backlog: int) -> list[Any]:
         """Create the memory and append to it in one script; another caller may create it first."""
-        default = (await self.default_model()).fingerprint
+        default = Lines((await self.default_model()).fingerprint)
         incarnation = new_incarnation()
-
-        def args(fingerprint: str) -> tuple[Argument, ...]:
-            return fingerprint, "", backlog, incarnation, keys.member(name), *given
-
+        said = "", backlog, incarnation, keys.member(name)
         await self._index(name, incarnation)
-        reply = await self._on_memory("append", name, args, durable=True, guess=default)
+        reply = await self._on_memory("append", name, *said, *given, durable=True, guess=default, keys_of=keys.hot_keys)
         if reply[0] != b"OK" or reply[1].decode() != incarnation:
             await self._unindex(name, incarnation)
         return _accepted(reply)
 
     async def _read(self, name: MemoryName, *args: Argument) -> list[Turn]:
-        reply = await self._server.run("read_turns", self._keys(name), *args)
+        reply = await self._server.run("read_turns", keys.hot_keys(name, "", "")[:2], *args)
         if reply[0] == b"MISSING":
             raise missing(name)
-        return [_turn(entry) for entry in reply[1:]]
+        skipped = {int(pair.split(b":")[0]) for pair in reply[1].split(b",") if pair}
+        return [_entry(entry, skipped) for entry in reply[2:]]
+
+
+def _arguments(turns: Sequence[Turn]) -> list[Argument]:
+    """What the script takes for each turn: id, bytes, bytes of its content, nonce."""
+    nonces = secrets.token_bytes(NONCE_BYTES * len(turns))
+    given: list[Argument] = []
+    for at, turn in enumerate(turns):
+        nonce = nonces[at * NONCE_BYTES : (at + 1) * NONCE_BYTES]
+        given += turn.id, turn.to_bytes(), len(turn.content.encode()), nonce
+    return given
 
 
 def _accepted(reply: list[Any]) -> list[Any]:
@@ -128,18 +176,22 @@ def _accepted(reply: list[Any]) -> list[Any]:
 
 
 def _result(fingerprint: str, turns: Sequence[Turn], reply: Sequence[Any]) -> AppendResult:
-    _, incarnation, last, marked, placed = reply
+    _, incarnation, last, marked, _, told = reply
+    placed = told.split()
     return AppendResult(
         revision=Revision(incarnation.decode(), int(last)),
         turns=tuple(
-            AppendedTurn(id=turn.id, sequence=int(placed[2 * at]), duplicate=placed[2 * at + 1] == 1)
-            for at, turn in enumerate(turns)
+            AppendedTurn(id=turn.id, sequence=int(sequence), duplicate=duplicate == b"1")
+            for turn, sequence, duplicate in zip(turns, placed[::2], placed[1::2], strict=True)
         ),
         behind=marked == 1,
         fingerprint=fingerprint,
     )
 
 
-def _turn(entry: Sequence[Any]) -> Turn:
-    entry_id, fields = entry
-    return Turn.from_bytes(fields[1], sequence=int(entry_id.split(b"-")[0]), append_ms=int(fields[3]))
+def _entry(entry: Sequence[Any], skipped: Container[int]) -> Turn:
+    entry_id, (kind, said, _, ms, _, nonce) = entry
+    sequence = int(entry_id.split(b"-")[0])
+    if kind == b"skip":
+        return Turn("", Role.SYSTEM, "", sequence=sequence, append_ms=int(ms), nonce=nonce, skips=int(said))
+    return Turn.from_bytes(said, sequence=sequence, append_ms=int(ms), nonce=nonce, skipped=sequence in skipped)

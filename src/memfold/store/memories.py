@@ -8,17 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memfold.api.errors import MemoryExistsError, MemoryNotFoundError
-from memfold.api.values import Memory, MemoryName, Revision
+from memfold.api.values import Memory, MemoryName, Policy, Revision
 from memfold.store import keys
 from memfold.store.models import Models
-from memfold.store.server import Call
+from memfold.store.part import Lines
 
 
 class Memories(Models):
     """The memories of every tenant."""
 
     async def create_memory(
-        self, name: MemoryName, *, display_name: str = "", labels: Mapping[str, str] | None = None, request_id: str = ""
+        self,
+        name: MemoryName,
+        *,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+        request_id: str = "",
     ) -> Memory:
         """Create an empty memory, folded with the default model. The same ``request_id`` again: the same answer.
 
@@ -30,10 +36,18 @@ class Memories(Models):
         incarnation = new_incarnation()
         await self._index(name, incarnation)
 
-        def args(chosen: str) -> tuple[str, ...]:
-            return chosen, incarnation, request_id, display_name, json.dumps(dict(labels or {}))
-
-        reply = await self._on_memory("create", name, args, durable=True, guess=fingerprint)
+        reply = await self._on_memory(
+            "create",
+            name,
+            incarnation,
+            request_id,
+            display_name,
+            json.dumps(dict(labels or {})),
+            policy.to_json() if policy else "",
+            keys.member(name) if policy and policy.look_s else "",
+            durable=True,
+            guess=Lines(fingerprint),
+        )
         memory = memory_of(name, reply[1]) if reply[0] == b"OK" else None
         if memory is None or memory.incarnation != incarnation:
             await self._unindex(name, incarnation)
@@ -47,7 +61,7 @@ class Memories(Models):
         Raises:
             MemoryNotFoundError: there is none.
         """
-        reply = await self._on_memory("get", name, lambda fingerprint: (fingerprint,))
+        reply = await self._on_memory("get", name)
         return memory_of(name, reply[1])
 
     async def list_memories(self, tenant: str, *, after: str = "", limit: int = 50) -> list[Memory]:
@@ -71,6 +85,7 @@ class Memories(Models):
         *,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
         expected: Revision | None = None,
     ) -> Memory:
         """Change what is given; None leaves a field as it is.
@@ -84,9 +99,11 @@ class Memories(Models):
             changes += ["display_name", display_name]
         if labels is not None:
             changes += ["labels", json.dumps(dict(labels))]
-        reply = await self._on_memory(
-            "update", name, lambda fingerprint: (fingerprint, token(expected), *changes), durable=True
-        )
+        look = ""
+        if policy is not None:
+            changes += ["policy", policy.to_json()]
+            look = "look" if policy.look_s else "never"
+        reply = await self._on_memory("update", name, token(expected), keys.member(name), look, *changes, durable=True)
         return memory_of(name, reply[1])
 
     async def delete_memory(self, name: MemoryName, *, expected: Revision | None = None) -> Revision:
@@ -97,41 +114,41 @@ class Memories(Models):
             RevisionMismatchError: the log is not at ``expected``.
         """
         memory = await self.get_memory(name)
-        channel = keys.moved_channel(name.partition)
-
-        def args(fingerprint: str) -> tuple[str, ...]:
-            return fingerprint, memory.incarnation, token(expected), keys.member(name), channel
-
-        try:
-            reply = await self._on_memory("delete", name, args, durable=True)
-            last = Revision(memory.incarnation, int(reply[2]))
-        except MemoryNotFoundError:
-            # It was there a moment ago: an earlier run of this very script, or another caller, has deleted it.
-            last = memory.revision
+        told = keys.member(name), keys.moved_channel(name.partition)
+        while True:
+            try:
+                reply = await self._on_memory("delete", name, memory.incarnation, token(expected), *told, durable=True)
+                last = Revision(memory.incarnation, int(reply[2]))
+                break
+            except MemoryNotFoundError:
+                here = await self._renamed(memory)
+                if here is None:
+                    # It was there a moment ago: an earlier run of this very script, or another caller, has deleted it.
+                    last = memory.revision
+                    break
+                memory = here
         await self._unindex(name, memory.incarnation)
         return last
+
+    async def _renamed(self, memory: Memory) -> Memory | None:
+        """The same memory under a new incarnation: turns were removed meanwhile. None: it is gone, or was made again."""
+        try:
+            here = await self.get_memory(memory.name)
+        except MemoryNotFoundError:
+            return None
+        return here if here.create_ms == memory.create_ms else None
 
     async def _describe(self, tenant: str, entries: Sequence[bytes]) -> list[Memory]:
         """The memories behind index entries; entries that outlived or preceded their memory are passed over."""
         pairs = [entry.decode().split("\0") for entry in entries]
         names = [MemoryName(tenant, memory) for memory, _ in pairs]
-        replies = await self._describe_each(names)
-        memories = [memory_of(name, reply[1]) for name, reply in zip(names, replies, strict=True) if reply[0] == b"OK"]
-        wanted = {(memory, incarnation) for memory, incarnation in pairs}
-        return [memory for memory in memories if (memory.name.memory, memory.incarnation) in wanted]
-
-    async def _describe_each(self, names: Sequence[MemoryName]) -> list[Any]:
-        replies: list[Any] = await self._server.run_each(
-            "get", [Call(self._keys(name), (self._guess(name),)) for name in names]
-        )
-        wrong = [at for at, reply in enumerate(replies) if reply[0] == b"FINGERPRINT"]
-        for at in wrong:
-            self._learn(names[at], replies[at][1].decode())
-        if wrong:
-            again = await self._describe_each([names[at] for at in wrong])
-            for at, reply in zip(wrong, again, strict=True):
-                replies[at] = reply
-        return replies
+        replies = await self._on_each("get", names)
+        found = []
+        for name, (_, incarnation), reply in zip(names, pairs, replies, strict=True):
+            memory = memory_of(name, reply[1]) if reply[0] == b"OK" else None
+            if memory is not None and memory.incarnation == incarnation:
+                found.append(memory)
+        return found
 
     async def _index(self, name: MemoryName, incarnation: str) -> None:
         """Entered before the memory exists: a list may know too much, never too little."""
@@ -153,7 +170,7 @@ def token(revision: Revision | None) -> str:
 
 def memory_of(name: MemoryName, described: Sequence[Any]) -> Memory:
     """Read what ``describe`` in the scripts wrote."""
-    flat, applied, state_bytes = described
+    flat, applied, state_bytes, quarantined, building_applied = described
     meta = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
     return Memory(
         name=name,
@@ -168,4 +185,10 @@ def memory_of(name: MemoryName, described: Sequence[Any]) -> Memory:
         log_bytes=int(meta["bytes"]),
         state_bytes=int(state_bytes),
         fingerprint=meta["fingerprint"],
+        last=int(meta["last"]),
+        building=meta.get("building", ""),
+        building_applied=int(building_applied),
+        quarantined=int(quarantined),
+        forked_from=meta.get("forked_from", ""),
+        policy=Policy.from_json(meta.get("policy", "")),
     )

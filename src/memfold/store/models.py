@@ -17,6 +17,10 @@ class Models(StorePart):
         if default:
             await self._server.command("SET", keys.DEFAULT_MODEL, card.fingerprint)
 
+    async def fingerprints(self) -> list[str]:
+        """Of every model that is known, in no order."""
+        return [name.decode() for name in await self._server.command("HKEYS", keys.MODELS)]
+
     async def default_model(self) -> ModelCard:
         """The model that new memories are folded with.
 

@@ -34,7 +34,12 @@ _RETRIES = 3
 _PIPELINE = 512
 _CONFIG = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 
+_NEEDS = "-- needs "
+
 Argument = str | bytes | int | float
+
+Node = Any
+"""One of the servers of a cluster."""
 
 
 class Call(NamedTuple):
@@ -98,6 +103,23 @@ class Server:
         """Run one command; its keys lie in one slot."""
         with store_border():
             return await self._client.execute_command(*args)
+
+    def nodes(self) -> list[Node]:
+        """The primaries; None stands for the one server where there is no cluster."""
+        return list(self._client.get_primaries()) if isinstance(self._client, RedisCluster) else [None]
+
+    def node_of(self, key: str) -> Node:
+        """The primary that holds a key."""
+        return self._client.get_node_from_key(key) if isinstance(self._client, RedisCluster) else None
+
+    async def ask(self, node: Node, *args: Argument) -> tuple[Any, str]:
+        """Run a command that names no key on a node: its reply, and why the node refused it, if it did."""
+        target = {} if node is None else {"target_nodes": node}
+        with store_border():
+            try:
+                return await self._client.execute_command(*args, **target), ""
+            except ResponseError as error:
+                return None, str(error)
 
     async def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Run commands side by side, in few round trips; not atomic."""
@@ -251,7 +273,12 @@ def _text(value: str | bytes) -> str:
 
 @cache
 def _script(name: str) -> tuple[str, str]:
-    """A script's text, common functions first, and its SHA-1."""
-    folder = importlib.resources.files("memfold.store") / "scripts"
-    text = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    """A script's text, common functions first and then those that it says it needs, and its SHA-1."""
+    own = _lua(name)
+    needed = [_lua(line.removeprefix(_NEEDS)) for line in own.splitlines() if line.startswith(_NEEDS)]
+    text = "".join([_lua("common"), *needed, own])
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _lua(name: str) -> str:
+    return (importlib.resources.files("memfold.store") / "scripts" / f"{name}.lua").read_text("utf-8")

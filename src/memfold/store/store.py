@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Self
 
+from memfold.store.backlog import BacklogCounts
 from memfold.store.durability import Durability
+from memfold.store.expiry import Expiry
+from memfold.store.rebuilding import Rebuilding
+from memfold.store.reconciling import Reconciling
 from memfold.store.server import Server
-from memfold.store.waiting import Waiting
+from memfold.store.verifying import Verifying
 
 
-class Store(Waiting):
+class Store(BacklogCounts, Expiry, Rebuilding, Reconciling, Verifying):
     """Logs, states and models in Redis. Belongs to the event loop that opened it.
 
     Every method may raise StoreUnavailableError: the store did not answer, a write may or may not have happened, and

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from memfold.api.values import MemoryName, Revision
+from memfold.store.digests import EMPTY_LOG
 
 Shape = tuple[int, int, int, int]
 
@@ -60,9 +62,61 @@ class Anchor:
 ZERO_ANCHOR = Anchor(sequence=0, offset=0, data=None)
 
 
+class Place(NamedTuple):
+    """A point in the log: before token ``offset`` of the first turn behind ``sequence``."""
+
+    sequence: int
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read back what ``str`` wrote."""
+        sequence, offset = text.split(".")
+        return cls(int(sequence), int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.sequence}.{self.offset}"
+
+
+START = Place(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of a kept revision.
+
+    Attributes:
+        sequence: the revision's number.
+        at: the last turn that the state holds; less than ``sequence`` where later ones are gone or passed over.
+        made: the incarnation in which the state was written; the log up to it is the same in this one.
+        log_digest: of the log up to the revision.
+        state_digest: of the state's data.
+        anchor: where its open block starts, and ``anchor_digest`` of the state there; empty for the very start.
+        ms: when it was committed.
+    """
+
+    sequence: int
+    at: int
+    made: str
+    log_digest: bytes
+    state_digest: bytes
+    anchor: Place
+    anchor_digest: bytes
+    ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A writer's right to fold the turns from ``applied + 1`` to ``head``, until its lease ends or a higher fence is out."""
+    """A writer's right to fold the turns from ``applied + 1`` to ``head``, until its lease ends or a higher fence is out.
+
+    Attributes:
+        log_digest: of the log up to ``applied``; what the digest at the commit continues.
+        state_digest: of the committed state's data; empty before the first.
+        at: the last turn that the committed state holds, 0 before the first.
+        anchor: where the open block starts, and ``anchor_digest`` of the state there.
+        history: the kept revisions, ascending.
+        keep_last: how many of the newest are to be kept in any case.
+    """
 
     name: MemoryName
     fingerprint: str
@@ -71,6 +125,36 @@ class Claim:
     head: int
     fence: int
     attempts: int
+    log_digest: bytes = EMPTY_LOG
+    state_digest: bytes = b""
+    at: int = 0
+    anchor: Place = START
+    anchor_digest: bytes = b""
+    history: tuple[Kept, ...] = ()
+    keep_last: int = 4
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Numbers of the kept revisions, ascending."""
+        return tuple(revision.sequence for revision in self.history)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What forgetting or rolling back did; holds numbers and ids only.
+
+    Attributes:
+        revision: of the log afterwards, in its new incarnation.
+        restored_to: number of the revision that readers have got since.
+        sequences: of the turns that were removed, ascending; ``ids`` are theirs.
+        dropped: numbers of the revisions that are kept no longer, ascending.
+    """
+
+    revision: Revision
+    restored_to: int
+    sequences: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+    dropped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

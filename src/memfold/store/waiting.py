@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from memfold.api.errors import DeadlineError, RevisionAheadError, RevisionForeignError
 from memfold.api.values import Memory, MemoryName, Revision
 from memfold.store import keys
-from memfold.store.folding import Folding
+from memfold.store.forgetting import Forgetting
 from memfold.store.server import Server
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _MEND_S = 0.5
 """How soon a broken subscription is made anew."""
 
 
-class Waiting(Folding):
+class Waiting(Forgetting):
     """Waiting for revisions."""
 
     def __init__(self, server: Server) -> None:

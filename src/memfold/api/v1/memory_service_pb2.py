@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from memfold.api.v1 import errors_pb2 as memfold_dot_api_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#memfold/api/v1/memory_service.proto\x12\x0ememfold.api.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmemfold/api/v1/errors.proto\"\xfe\x03\n\x06Memory\x12g\n\x04name\x18\x01 \x01(\tBY\xbaHVrT\x18\xc8\x01\x32O^(tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127})?$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12K\n\x06labels\x18\x03 \x03(\x0b\x32\".memfold.api.v1.Memory.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x17\n\x0f\x66olded_revision\x18\x07 \x01(\t\x12\x12\n\nturn_count\x18\x08 \x01(\x03\x12\x11\n\tlag_turns\x18\t \x01(\x03\x12\x11\n\tlog_bytes\x18\n \x01(\x03\x12\x13\n\x0bstate_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf8\x02\n\x04Turn\x12\x1e\n\x02id\x18\x01 \x01(\tB\x12\xbaH\x0fr\r\x18\x80\x01\x32\x08^[!-~]*$\x12U\n\x04role\x18\x02 \x01(\tBG\xbaHDrB2@^(system|developer|user|human|assistant|ai|model|tool|function)$\x12\x1c\n\x07\x63ontent\x18\x03 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x10\x12\x18\n\x07speaker\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12M\n\x08metadata\x18\x05 \x03(\x0b\x32\".memfold.api.v1.Turn.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x08\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x13\x43reateMemoryRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xbaH%r#2!^tenants/[a-z0-9][a-z0-9-]{0,62}$\x12=\n\tmemory_id\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12&\n\x06memory\x18\x03 \x01(\x0b\x32\x16.memfold.api.v1.Memory\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\">\n\x14\x43reateMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"u\n\x10GetMemoryRequest\x12\x61\n\x04name\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\";\n\x11GetMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"\x89\x01\n\x13ListMemoriesRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xbaH%r#2!^tenants/[a-z0-9][a-z0-9-]{0,62}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Y\n\x14ListMemoriesResponse\x12(\n\x08memories\x18\x01 \x03(\x0b\x32\x16.memfold.api.v1.Memory\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9a\x01\n\x13UpdateMemoryRequest\x12.\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.MemoryB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\"\n\x11\x65xpected_revision\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\">\n\x14UpdateMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"\xb3\x01\n\x13\x44\x65leteMemoryRequest\x12\x61\n\x04name\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\"\n\x11\x65xpected_revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"(\n\x14\x44\x65leteMemoryResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\"\x8d\x02\n\x12\x41ppendTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x30\n\x05turns\x18\x02 \x03(\x0b\x32\x14.memfold.api.v1.TurnB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\"\n\x11\x65xpected_revision\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12%\n\nrequest_id\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x18`2\x08^[!-~]*$\x12\x15\n\rallow_missing\x18\x05 \x01(\x08\"T\n\x13\x41ppendTurnsResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12+\n\x05turns\x18\x02 \x03(\x0b\x32\x1c.memfold.api.v1.AppendedTurn\"?\n\x0c\x41ppendedTurn\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xbc\x01\n\x12StreamTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12*\n\x04turn\x18\x02 \x01(\x0b\x32\x14.memfold.api.v1.TurnB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"\xa8\x01\n\x13StreamTurnsResponse\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x30\n\x08\x61ppended\x18\x02 \x01(\x0b\x32\x1c.memfold.api.v1.AppendedTurnH\x00\x12\x32\n\trejection\x18\x03 \x01(\x0b\x32\x1d.memfold.api.v1.TurnRejectionH\x00\x12\x10\n\x08revision\x18\x04 \x01(\tB\t\n\x07outcome\"q\n\rTurnRejection\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.memfold.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\xb1\x01\n\x10ListTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"c\n\x11ListTurnsResponse\x12#\n\x05turns\x18\x01 \x03(\x0b\x32\x14.memfold.api.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x98\x01\n\x16WaitForRevisionRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x19\n\x08revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"2\n\x17WaitForRevisionResponse\x12\x17\n\x0f\x66olded_revision\x18\x01 \x01(\t\"\x95\x01\n\x0fGetStateRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1d\n\x0cmin_revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"8\n\x10GetStateResponse\x12$\n\x05state\x18\x01 \x01(\x0b\x32\x15.memfold.api.v1.State\"`\n\x05State\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x13\n\x0blayer_norms\x18\x05 \x03(\x02\x32\x86\x07\n\rMemoryService\x12Y\n\x0c\x43reateMemory\x12#.memfold.api.v1.CreateMemoryRequest\x1a$.memfold.api.v1.CreateMemoryResponse\x12P\n\tGetMemory\x12 .memfold.api.v1.GetMemoryRequest\x1a!.memfold.api.v1.GetMemoryResponse\x12Y\n\x0cListMemories\x12#.memfold.api.v1.ListMemoriesRequest\x1a$.memfold.api.v1.ListMemoriesResponse\x12Y\n\x0cUpdateMemory\x12#.memfold.api.v1.UpdateMemoryRequest\x1a$.memfold.api.v1.UpdateMemoryResponse\x12Y\n\x0c\x44\x65leteMemory\x12#.memfold.api.v1.DeleteMemoryRequest\x1a$.memfold.api.v1.DeleteMemoryResponse\x12V\n\x0b\x41ppendTurns\x12\".memfold.api.v1.AppendTurnsRequest\x1a#.memfold.api.v1.AppendTurnsResponse\x12Z\n\x0bStreamTurns\x12\".memfold.api.v1.StreamTurnsRequest\x1a#.memfold.api.v1.StreamTurnsResponse(\x01\x30\x01\x12P\n\tListTurns\x12 .memfold.api.v1.ListTurnsRequest\x1a!.memfold.api.v1.ListTurnsResponse\x12\x62\n\x0fWaitForRevision\x12&.memfold.api.v1.WaitForRevisionRequest\x1a\'.memfold.api.v1.WaitForRevisionResponse\x12M\n\x08GetState\x12\x1f.memfold.api.v1.GetStateRequest\x1a .memfold.api.v1.GetStateResponseB\x05\x92\x03\x02\x08\x02\x62\x08\x65\x64itionsp\xe9\x07z\x1b\x62uf/validate/validate.proto')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#memfold/api/v1/memory_service.proto\x12\x0ememfold.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmemfold/api/v1/errors.proto\"\x93\x05\n\x06Memory\x12g\n\x04name\x18\x01 \x01(\tBY\xbaHVrT\x18\xc8\x01\x32O^(tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127})?$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12K\n\x06labels\x18\x03 \x03(\x0b\x32\".memfold.api.v1.Memory.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x17\n\x0f\x66olded_revision\x18\x07 \x01(\t\x12\x12\n\nturn_count\x18\x08 \x01(\x03\x12\x11\n\tlag_turns\x18\t \x01(\x03\x12\x11\n\tlog_bytes\x18\n \x01(\x03\x12\x13\n\x0bstate_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12\x1c\n\x14\x62uilding_fingerprint\x18\r \x01(\t\x12\x1a\n\x12\x62uilding_lag_turns\x18\x0e \x01(\x03\x12\x1c\n\x14quarantined_sequence\x18\x0f \x01(\x03\x12\x13\n\x0b\x66orked_from\x18\x10 \x01(\t\x12&\n\x06policy\x18\x11 \x01(\x0b\x32\x16.memfold.api.v1.Policy\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa1\x01\n\x06Policy\x12\x38\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x00\x12>\n\tretention\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x00\x12\x1d\n\tkeep_last\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"\x98\x03\n\x04Turn\x12\x1e\n\x02id\x18\x01 \x01(\tB\x12\xbaH\x0fr\r\x18\x80\x01\x32\x08^[!-~]*$\x12U\n\x04role\x18\x02 \x01(\tBG\xbaHDrB2@^(system|developer|user|human|assistant|ai|model|tool|function)$\x12\x1c\n\x07\x63ontent\x18\x03 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x10\x12\x18\n\x07speaker\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12M\n\x08metadata\x18\x05 \x03(\x0b\x32\".memfold.api.v1.Turn.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x08\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05skips\x18\x08 \x01(\x03\x12\x0f\n\x07skipped\x18\t \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x13\x43reateMemoryRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xbaH%r#2!^tenants/[a-z0-9][a-z0-9-]{0,62}$\x12=\n\tmemory_id\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12&\n\x06memory\x18\x03 \x01(\x0b\x32\x16.memfold.api.v1.Memory\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\">\n\x14\x43reateMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"u\n\x10GetMemoryRequest\x12\x61\n\x04name\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\";\n\x11GetMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"\x89\x01\n\x13ListMemoriesRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xbaH%r#2!^tenants/[a-z0-9][a-z0-9-]{0,62}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Y\n\x14ListMemoriesResponse\x12(\n\x08memories\x18\x01 \x03(\x0b\x32\x16.memfold.api.v1.Memory\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9a\x01\n\x13UpdateMemoryRequest\x12.\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.MemoryB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\"\n\x11\x65xpected_revision\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\">\n\x14UpdateMemoryResponse\x12&\n\x06memory\x18\x01 \x01(\x0b\x32\x16.memfold.api.v1.Memory\"\xb3\x01\n\x13\x44\x65leteMemoryRequest\x12\x61\n\x04name\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\"\n\x11\x65xpected_revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"(\n\x14\x44\x65leteMemoryResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\"\x8d\x02\n\x12\x41ppendTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x30\n\x05turns\x18\x02 \x03(\x0b\x32\x14.memfold.api.v1.TurnB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\"\n\x11\x65xpected_revision\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12%\n\nrequest_id\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x18`2\x08^[!-~]*$\x12\x15\n\rallow_missing\x18\x05 \x01(\x08\"T\n\x13\x41ppendTurnsResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12+\n\x05turns\x18\x02 \x03(\x0b\x32\x1c.memfold.api.v1.AppendedTurn\"?\n\x0c\x41ppendedTurn\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xbc\x01\n\x12StreamTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12*\n\x04turn\x18\x02 \x01(\x0b\x32\x14.memfold.api.v1.TurnB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"\xa8\x01\n\x13StreamTurnsResponse\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x30\n\x08\x61ppended\x18\x02 \x01(\x0b\x32\x1c.memfold.api.v1.AppendedTurnH\x00\x12\x32\n\trejection\x18\x03 \x01(\x0b\x32\x1d.memfold.api.v1.TurnRejectionH\x00\x12\x10\n\x08revision\x18\x04 \x01(\tB\t\n\x07outcome\"q\n\rTurnRejection\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.memfold.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\xb1\x01\n\x10ListTurnsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"c\n\x11ListTurnsResponse\x12#\n\x05turns\x18\x01 \x03(\x0b\x32\x14.memfold.api.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x98\x01\n\x16WaitForRevisionRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x19\n\x08revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"2\n\x17WaitForRevisionResponse\x12\x17\n\x0f\x66olded_revision\x18\x01 \x01(\t\"\xb0\x01\n\x0fGetStateRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1d\n\x0cmin_revision\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x08revision\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"8\n\x10GetStateResponse\x12$\n\x05state\x18\x01 \x01(\x0b\x32\x15.memfold.api.v1.State\"`\n\x05State\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x13\n\x0blayer_norms\x18\x05 \x03(\x02\x32\x86\x07\n\rMemoryService\x12Y\n\x0c\x43reateMemory\x12#.memfold.api.v1.CreateMemoryRequest\x1a$.memfold.api.v1.CreateMemoryResponse\x12P\n\tGetMemory\x12 .memfold.api.v1.GetMemoryRequest\x1a!.memfold.api.v1.GetMemoryResponse\x12Y\n\x0cListMemories\x12#.memfold.api.v1.ListMemoriesRequest\x1a$.memfold.api.v1.ListMemoriesResponse\x12Y\n\x0cUpdateMemory\x12#.memfold.api.v1.UpdateMemoryRequest\x1a$.memfold.api.v1.UpdateMemoryResponse\x12Y\n\x0c\x44\x65leteMemory\x12#.memfold.api.v1.DeleteMemoryRequest\x1a$.memfold.api.v1.DeleteMemoryResponse\x12V\n\x0b\x41ppendTurns\x12\".memfold.api.v1.AppendTurnsRequest\x1a#.memfold.api.v1.AppendTurnsResponse\x12Z\n\x0bStreamTurns\x12\".memfold.api.v1.StreamTurnsRequest\x1a#.memfold.api.v1.StreamTurnsResponse(\x01\x30\x01\x12P\n\tListTurns\x12 .memfold.api.v1.ListTurnsRequest\x1a!.memfold.api.v1.ListTurnsResponse\x12\x62\n\x0fWaitForRevision\x12&.memfold.api.v1.WaitForRevisionRequest\x1a\'.memfold.api.v1.WaitForRevisionResponse\x12M\n\x08GetState\x12\x1f.memfold.api.v1.GetStateRequest\x1a .memfold.api.v1.GetStateResponseB\x05\x92\x03\x02\x08\x02\x62\x08\x65\x64itionsp\xe9\x07z\x1b\x62uf/validate/validate.proto')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +44,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMORY'].fields_by_name['display_name']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_MEMORY'].fields_by_name['labels']._loaded_options = None
   _globals['_MEMORY'].fields_by_name['labels']._serialized_options = b'\272H\024\232\001\021\020@\"\006r\004\020\001\030?*\005r\003\030\200\002'
+  _globals['_POLICY'].fields_by_name['ttl']._loaded_options = None
+  _globals['_POLICY'].fields_by_name['ttl']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\247\344\340\0132\000'
+  _globals['_POLICY'].fields_by_name['retention']._loaded_options = None
+  _globals['_POLICY'].fields_by_name['retention']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\247\344\340\0132\000'
+  _globals['_POLICY'].fields_by_name['keep_last']._loaded_options = None
+  _globals['_POLICY'].fields_by_name['keep_last']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_TURN_METADATAENTRY']._loaded_options = None
   _globals['_TURN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_TURN'].fields_by_name['id']._loaded_options = None
@@ -103,60 +110,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATEREQUEST'].fields_by_name['memory']._serialized_options = b'\272HPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$'
   _globals['_GETSTATEREQUEST'].fields_by_name['min_revision']._loaded_options = None
   _globals['_GETSTATEREQUEST'].fields_by_name['min_revision']._serialized_options = b'\272H\004r\002\030@'
-  _globals['_MEMORY']._serialized_start=152
-  _globals['_MEMORY']._serialized_end=662
-  _globals['_MEMORY_LABELSENTRY']._serialized_start=617
-  _globals['_MEMORY_LABELSENTRY']._serialized_end=662
-  _globals['_TURN']._serialized_start=665
-  _globals['_TURN']._serialized_end=1041
-  _globals['_TURN_METADATAENTRY']._serialized_start=994
-  _globals['_TURN_METADATAENTRY']._serialized_end=1041
-  _globals['_CREATEMEMORYREQUEST']._serialized_start=1044
-  _globals['_CREATEMEMORYREQUEST']._serialized_end=1256
-  _globals['_CREATEMEMORYRESPONSE']._serialized_start=1258
-  _globals['_CREATEMEMORYRESPONSE']._serialized_end=1320
-  _globals['_GETMEMORYREQUEST']._serialized_start=1322
-  _globals['_GETMEMORYREQUEST']._serialized_end=1439
-  _globals['_GETMEMORYRESPONSE']._serialized_start=1441
-  _globals['_GETMEMORYRESPONSE']._serialized_end=1500
-  _globals['_LISTMEMORIESREQUEST']._serialized_start=1503
-  _globals['_LISTMEMORIESREQUEST']._serialized_end=1640
-  _globals['_LISTMEMORIESRESPONSE']._serialized_start=1642
-  _globals['_LISTMEMORIESRESPONSE']._serialized_end=1731
-  _globals['_UPDATEMEMORYREQUEST']._serialized_start=1734
-  _globals['_UPDATEMEMORYREQUEST']._serialized_end=1888
-  _globals['_UPDATEMEMORYRESPONSE']._serialized_start=1890
-  _globals['_UPDATEMEMORYRESPONSE']._serialized_end=1952
-  _globals['_DELETEMEMORYREQUEST']._serialized_start=1955
-  _globals['_DELETEMEMORYREQUEST']._serialized_end=2134
-  _globals['_DELETEMEMORYRESPONSE']._serialized_start=2136
-  _globals['_DELETEMEMORYRESPONSE']._serialized_end=2176
-  _globals['_APPENDTURNSREQUEST']._serialized_start=2179
-  _globals['_APPENDTURNSREQUEST']._serialized_end=2448
-  _globals['_APPENDTURNSRESPONSE']._serialized_start=2450
-  _globals['_APPENDTURNSRESPONSE']._serialized_end=2534
-  _globals['_APPENDEDTURN']._serialized_start=2536
-  _globals['_APPENDEDTURN']._serialized_end=2599
-  _globals['_STREAMTURNSREQUEST']._serialized_start=2602
-  _globals['_STREAMTURNSREQUEST']._serialized_end=2790
-  _globals['_STREAMTURNSRESPONSE']._serialized_start=2793
-  _globals['_STREAMTURNSRESPONSE']._serialized_end=2961
-  _globals['_TURNREJECTION']._serialized_start=2963
-  _globals['_TURNREJECTION']._serialized_end=3076
-  _globals['_LISTTURNSREQUEST']._serialized_start=3079
-  _globals['_LISTTURNSREQUEST']._serialized_end=3256
-  _globals['_LISTTURNSRESPONSE']._serialized_start=3258
-  _globals['_LISTTURNSRESPONSE']._serialized_end=3357
-  _globals['_WAITFORREVISIONREQUEST']._serialized_start=3360
-  _globals['_WAITFORREVISIONREQUEST']._serialized_end=3512
-  _globals['_WAITFORREVISIONRESPONSE']._serialized_start=3514
-  _globals['_WAITFORREVISIONRESPONSE']._serialized_end=3564
-  _globals['_GETSTATEREQUEST']._serialized_start=3567
-  _globals['_GETSTATEREQUEST']._serialized_end=3716
-  _globals['_GETSTATERESPONSE']._serialized_start=3718
-  _globals['_GETSTATERESPONSE']._serialized_end=3774
-  _globals['_STATE']._serialized_start=3776
-  _globals['_STATE']._serialized_end=3872
-  _globals['_MEMORYSERVICE']._serialized_start=3875
-  _globals['_MEMORYSERVICE']._serialized_end=4777
+  _globals['_GETSTATEREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_GETSTATEREQUEST'].fields_by_name['revision']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_MEMORY']._serialized_start=184
+  _globals['_MEMORY']._serialized_end=843
+  _globals['_MEMORY_LABELSENTRY']._serialized_start=798
+  _globals['_MEMORY_LABELSENTRY']._serialized_end=843
+  _globals['_POLICY']._serialized_start=846
+  _globals['_POLICY']._serialized_end=1007
+  _globals['_TURN']._serialized_start=1010
+  _globals['_TURN']._serialized_end=1418
+  _globals['_TURN_METADATAENTRY']._serialized_start=1371
+  _globals['_TURN_METADATAENTRY']._serialized_end=1418
+  _globals['_CREATEMEMORYREQUEST']._serialized_start=1421
+  _globals['_CREATEMEMORYREQUEST']._serialized_end=1633
+  _globals['_CREATEMEMORYRESPONSE']._serialized_start=1635
+  _globals['_CREATEMEMORYRESPONSE']._serialized_end=1697
+  _globals['_GETMEMORYREQUEST']._serialized_start=1699
+  _globals['_GETMEMORYREQUEST']._serialized_end=1816
+  _globals['_GETMEMORYRESPONSE']._serialized_start=1818
+  _globals['_GETMEMORYRESPONSE']._serialized_end=1877
+  _globals['_LISTMEMORIESREQUEST']._serialized_start=1880
+  _globals['_LISTMEMORIESREQUEST']._serialized_end=2017
+  _globals['_LISTMEMORIESRESPONSE']._serialized_start=2019
+  _globals['_LISTMEMORIESRESPONSE']._serialized_end=2108
+  _globals['_UPDATEMEMORYREQUEST']._serialized_start=2111
+  _globals['_UPDATEMEMORYREQUEST']._serialized_end=2265
+  _globals['_UPDATEMEMORYRESPONSE']._serialized_start=2267
+  _globals['_UPDATEMEMORYRESPONSE']._serialized_end=2329
+  _globals['_DELETEMEMORYREQUEST']._serialized_start=2332
+  _globals['_DELETEMEMORYREQUEST']._serialized_end=2511
+  _globals['_DELETEMEMORYRESPONSE']._serialized_start=2513
+  _globals['_DELETEMEMORYRESPONSE']._serialized_end=2553
+  _globals['_APPENDTURNSREQUEST']._serialized_start=2556
+  _globals['_APPENDTURNSREQUEST']._serialized_end=2825
+  _globals['_APPENDTURNSRESPONSE']._serialized_start=2827
+  _globals['_APPENDTURNSRESPONSE']._serialized_end=2911
+  _globals['_APPENDEDTURN']._serialized_start=2913
+  _globals['_APPENDEDTURN']._serialized_end=2976
+  _globals['_STREAMTURNSREQUEST']._serialized_start=2979
+  _globals['_STREAMTURNSREQUEST']._serialized_end=3167
+  _globals['_STREAMTURNSRESPONSE']._serialized_start=3170
+  _globals['_STREAMTURNSRESPONSE']._serialized_end=3338
+  _globals['_TURNREJECTION']._serialized_start=3340
+  _globals['_TURNREJECTION']._serialized_end=3453
+  _globals['_LISTTURNSREQUEST']._serialized_start=3456
+  _globals['_LISTTURNSREQUEST']._serialized_end=3633
+  _globals['_LISTTURNSRESPONSE']._serialized_start=3635
+  _globals['_LISTTURNSRESPONSE']._serialized_end=3734
+  _globals['_WAITFORREVISIONREQUEST']._serialized_start=3737
+  _globals['_WAITFORREVISIONREQUEST']._serialized_end=3889
+  _globals['_WAITFORREVISIONRESPONSE']._serialized_start=3891
+  _globals['_WAITFORREVISIONRESPONSE']._serialized_end=3941
+  _globals['_GETSTATEREQUEST']._serialized_start=3944
+  _globals['_GETSTATEREQUEST']._serialized_end=4120
+  _globals['_GETSTATERESPONSE']._serialized_start=4122
+  _globals['_GETSTATERESPONSE']._serialized_end=4178
+  _globals['_STATE']._serialized_start=4180
+  _globals['_STATE']._serialized_end=4276
+  _globals['_MEMORYSERVICE']._serialized_start=4279
+  _globals['_MEMORYSERVICE']._serialized_end=5181
 # @@protoc_insertion_point(module_scope)

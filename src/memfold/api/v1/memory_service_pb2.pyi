@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from memfold.api.v1 import errors_pb2 as _errors_pb2
@@ -12,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Memory(_message.Message):
-    __slots__ = ("name", "display_name", "labels", "create_time", "update_time", "revision", "folded_revision", "turn_count", "lag_turns", "log_bytes", "state_bytes", "fingerprint")
+    __slots__ = ("name", "display_name", "labels", "create_time", "update_time", "revision", "folded_revision", "turn_count", "lag_turns", "log_bytes", "state_bytes", "fingerprint", "building_fingerprint", "building_lag_turns", "quarantined_sequence", "forked_from", "policy")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +33,11 @@ class Memory(_message.Message):
     LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    BUILDING_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    BUILDING_LAG_TURNS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     labels: _containers.ScalarMap[str, str]
@@ -44,10 +50,25 @@ class Memory(_message.Message):
     log_bytes: int
     state_bytes: int
     fingerprint: str
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[str] = ..., folded_revision: _Optional[str] = ..., turn_count: _Optional[int] = ..., lag_turns: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    building_fingerprint: str
+    building_lag_turns: int
+    quarantined_sequence: int
+    forked_from: str
+    policy: Policy
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[str] = ..., folded_revision: _Optional[str] = ..., turn_count: _Optional[int] = ..., lag_turns: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., building_fingerprint: _Optional[str] = ..., building_lag_turns: _Optional[int] = ..., quarantined_sequence: _Optional[int] = ..., forked_from: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("ttl", "retention", "keep_last")
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LAST_FIELD_NUMBER: _ClassVar[int]
+    ttl: _duration_pb2.Duration
+    retention: _duration_pb2.Duration
+    keep_last: int
+    def __init__(self, ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retention: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., keep_last: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
-    __slots__ = ("id", "role", "content", "speaker", "metadata", "sequence", "append_time")
+    __slots__ = ("id", "role", "content", "speaker", "metadata", "sequence", "append_time", "skips", "skipped")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +83,8 @@ class Turn(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     APPEND_TIME_FIELD_NUMBER: _ClassVar[int]
+    SKIPS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     id: str
     role: str
     content: str
@@ -69,7 +92,9 @@ class Turn(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     sequence: int
     append_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., content: _Optional[str] = ..., speaker: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., sequence: _Optional[int] = ..., append_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    skips: int
+    skipped: bool
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., content: _Optional[str] = ..., speaker: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., sequence: _Optional[int] = ..., append_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., skips: _Optional[int] = ..., skipped: _Optional[bool] = ...) -> None: ...
 
 class CreateMemoryRequest(_message.Message):
     __slots__ = ("parent", "memory_id", "memory", "request_id")
@@ -252,12 +277,14 @@ class WaitForRevisionResponse(_message.Message):
     def __init__(self, folded_revision: _Optional[str] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
-    __slots__ = ("memory", "min_revision")
+    __slots__ = ("memory", "min_revision", "revision")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MIN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     memory: str
     min_revision: str
-    def __init__(self, memory: _Optional[str] = ..., min_revision: _Optional[str] = ...) -> None: ...
+    revision: str
+    def __init__(self, memory: _Optional[str] = ..., min_revision: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class GetStateResponse(_message.Message):
     __slots__ = ("state",)

@@ -119,7 +119,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMemory(self, request, context):
-        """Changes a memory's display name or labels.
+        """Changes a memory's display name, labels or policy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +141,8 @@ class MemoryServiceServicer:
 
     def StreamTurns(self, request_iterator, context):
         """Appends turns of any number of memories as they come, with one acknowledgement for each, in
-        order. A turn that cannot be taken is answered by a rejection, and the stream goes on.
+        order. A turn that cannot be taken is answered by a rejection, and the stream goes on. Behind a turn that is rejected
+        for now (`retry_after_ms`), all others of its memory are rejected too until that one is sent again: nothing overtakes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +163,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Reads the state: the numbers, the revision they stand for and the model they belong to.
+        """Reads the state, the newest or one that is kept: the numbers, the revision they stand for and the model they belong to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

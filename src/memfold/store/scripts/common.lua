@@ -1,6 +1,9 @@
 -- Put before every script. Keys of a memory come in the order of memfold.store.keys.MemoryKeys.
 
-local META, LOG, IDS, LINE, STATE, ANCHOR, DIRTY, BEHIND = 1, 2, 3, 4, 5, 6, 7, 8
+local META, LOG, IDS, LINE, DIRTY, BEHIND, STATE, HISTORY, REVISIONS = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local FRESH_LOG, RECEIPT, OPS, FORKS, OPERATIONS, EXPIRES = 10, 11, 12, 13, 14, 15
+-- A line's keys are KEYS[LINE + line], KEYS[DIRTY + line] and so on.
+local SERVING, BUILDING = 0, 12
 
 -- Lua writes large numbers as 1e+15; Redis must never see that.
 local function int(number)
@@ -12,24 +15,45 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- Who the memory is, or why it is not what the caller thinks: (incarnation, head, nil) or (nil, nil, reply).
-local function identify(fingerprint)
-  local meta = redis.call('HMGET', KEYS[META], 'incarnation', 'fingerprint', 'head')
+-- Who the memory is, or why it is not what the caller thinks: (meta, nil) or (nil, reply).
+-- ARGV: the fingerprint that serves, the one that is being built or ''.
+local function identify()
+  local meta = redis.call('HMGET', KEYS[META],
+    'incarnation', 'fingerprint', 'building', 'head', 'last', 'entries', 'count', 'bytes')
   if not meta[1] then
-    return nil, nil, {'MISSING'}
+    return nil, {'MISSING'}
   end
-  if meta[2] ~= fingerprint then
-    return nil, nil, {'FINGERPRINT', meta[2]}
+  local building = meta[3] or ''
+  if meta[2] ~= ARGV[1] or building ~= ARGV[2] then
+    return nil, {'FINGERPRINT', meta[2], building}
   end
-  return meta[1], tonumber(meta[3]), nil
+  return {incarnation = meta[1], head = tonumber(meta[4]), last = tonumber(meta[5]), entries = tonumber(meta[6]),
+    count = tonumber(meta[7]), bytes = tonumber(meta[8])}, nil
 end
 
--- The memory as a client sees it: the fields of the meta hash, then applied and the state's bytes.
+-- The memory for a script on one of its lines, that of the fingerprint ARGV[1]; nil where that model does not fold it.
+local function identify_line()
+  local meta = redis.call('HMGET', KEYS[META],
+    'incarnation', 'fingerprint', 'building', 'head', 'last', 'entries', 'policy')
+  if not meta[1] or (meta[2] ~= ARGV[1] and meta[3] ~= ARGV[1]) then
+    return nil
+  end
+  return {incarnation = meta[1], head = tonumber(meta[4]), last = tonumber(meta[5]), entries = tonumber(meta[6]),
+    policy = meta[7] or ''}
+end
+
+-- The lines of a memory that was identified.
+local function lines()
+  return ARGV[2] == '' and {SERVING} or {SERVING, BUILDING}
+end
+
+-- The memory as a client sees it: the fields of the meta hash, then how far its lines are.
 local function describe()
-  local line = redis.call('HMGET', KEYS[LINE], 'applied', 'state_bytes')
-  return {redis.call('HGETALL', KEYS[META]), line[1] or '0', line[2] or '0'}
+  local line = redis.call('HMGET', KEYS[LINE], 'applied', 'state_bytes', 'quarantined')
+  local built = ARGV[2] ~= '' and redis.call('HGET', KEYS[LINE + BUILDING], 'applied')
+  return {redis.call('HGETALL', KEYS[META]), line[1] or '0', line[2] or '0', line[3] or '0', built or '0'}
 end
 
-local function expected(incarnation, head, revision)
-  return revision == '' or revision == incarnation .. '.' .. int(head)
+local function expected(meta, revision)
+  return revision == '' or revision == meta.incarnation .. '.' .. int(meta.head)
 end

@@ -1,17 +1,24 @@
 -- Deletes a memory with all that is known of it: no key holds its text afterwards.
--- ARGV: fingerprint, incarnation, expected revision or '', member, channel.
-local incarnation, head, refused = identify(ARGV[1])
-if not incarnation then
+-- ARGV: fingerprint, building, incarnation, expected revision or '', member, channel.
+local meta, refused = identify()
+if not meta then
   return refused
 end
-if incarnation ~= ARGV[2] then
+if meta.incarnation ~= ARGV[3] then
   return {'MISSING'}
 end
-if not expected(incarnation, head, ARGV[3]) then
-  return {'MISMATCH', incarnation, int(head)}
+if not expected(meta, ARGV[4]) then
+  return {'MISMATCH', meta.incarnation, int(meta.head)}
 end
-redis.call('ZREM', KEYS[DIRTY], ARGV[4])
-redis.call('ZREM', KEYS[BEHIND], ARGV[4])
-redis.call('UNLINK', KEYS[META], KEYS[LOG], KEYS[IDS], KEYS[LINE], KEYS[STATE], KEYS[ANCHOR])
-redis.call('PUBLISH', ARGV[5], ARGV[4])
-return {'OK', incarnation, int(head)}
+for _, line in ipairs(lines()) do
+  redis.call('ZREM', KEYS[DIRTY + line], ARGV[5])
+  redis.call('ZREM', KEYS[BEHIND + line], ARGV[5])
+  redis.call('UNLINK', KEYS[LINE + line], KEYS[STATE + line], KEYS[HISTORY + line], KEYS[REVISIONS + line])
+end
+for _, operation in ipairs(redis.call('HKEYS', KEYS[OPS])) do
+  redis.call('ZREM', KEYS[OPERATIONS], ARGV[5] .. '|' .. operation)
+end
+redis.call('ZREM', KEYS[EXPIRES], ARGV[5])
+redis.call('UNLINK', KEYS[META], KEYS[LOG], KEYS[IDS], KEYS[FRESH_LOG], KEYS[RECEIPT], KEYS[OPS], KEYS[FORKS])
+redis.call('PUBLISH', ARGV[6], ARGV[5])
+return {'OK', meta.incarnation, int(meta.head)}

@@ -1,6 +1,6 @@
--- Describes a memory. ARGV: fingerprint.
-local incarnation, _, refused = identify(ARGV[1])
-if not incarnation then
+-- Describes a memory. ARGV: fingerprint, building.
+local meta, refused = identify()
+if not meta then
   return refused
 end
 return {'OK', describe()}

@@ -1,7 +1,7 @@
--- Describes a memory and reads its state, as one pair. ARGV: fingerprint.
-local incarnation, _, refused = identify(ARGV[1])
-if not incarnation then
+-- Describes a memory and reads its state, as one pair. ARGV: fingerprint, building.
+local meta, refused = identify()
+if not meta then
   return refused
 end
-local fence = redis.call('HGET', KEYS[LINE], 'fence') or '0'
-return {'OK', describe(), fence, redis.call('GET', KEYS[STATE])}
+local line = redis.call('HMGET', KEYS[LINE], 'fence', 'at', 'made', 'state_digest')
+return {'OK', describe(), line[1] or '0', line[2] or '0', line[3] or '', line[4] or '', redis.call('GET', KEYS[STATE])}

@@ -1,4 +1,4 @@
--- Reads turns in log order. ARGV: first sequence, last sequence or 0, how many, most bytes or 0 (one turn comes always), 'newest' or ''.
+-- Reads log entries in order. ARGV: first sequence, last sequence or 0, how many, most bytes or 0 (one entry comes always), 'newest' or ''.
 if redis.call('EXISTS', KEYS[META]) == 0 then
   return {'MISSING'}
 end
@@ -12,10 +12,10 @@ if ARGV[5] == 'newest' then
 else
   entries = redis.call('XRANGE', KEYS[LOG], first, last, 'COUNT', ARGV[3])
 end
-local limit, size, taken = tonumber(ARGV[4]), 0, {'OK'}
+local limit, size, taken = tonumber(ARGV[4]), 0, {'OK', redis.call('HGET', KEYS[META], 'skips') or ''}
 for _, entry in ipairs(entries) do
   size = size + #entry[2][2]
-  if limit > 0 and size > limit and #taken > 1 then
+  if limit > 0 and size > limit and #taken > 2 then
     break
   end
   taken[#taken + 1] = entry

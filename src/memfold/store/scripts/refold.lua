@@ -1,19 +1,14 @@
--- A state was found damaged: forget it, and have the whole log folded anew. The fence makes folds in flight lose.
--- ARGV: fingerprint, incarnation, applied, fence, member.
-local incarnation, head = identify(ARGV[1])
-if incarnation ~= ARGV[2] then
+-- needs restoring
+-- A state was found damaged: the newest kept revision up to a limit takes its place, or nothing, and what came later is
+-- folded anew. The fence makes folds in flight lose. ARGV: fingerprint, incarnation, applied, fence, limit, member.
+local meta = identify_line()
+if not meta or meta.incarnation ~= ARGV[2] then
   return 0
 end
 local line = redis.call('HMGET', KEYS[LINE], 'applied', 'fence')
-if line[1] ~= ARGV[3] or (line[2] or '0') ~= ARGV[4] then
+if (line[1] or '0') ~= ARGV[3] or (line[2] or '0') ~= ARGV[4] then
   return 0
 end
-redis.call('UNLINK', KEYS[STATE], KEYS[ANCHOR])
-redis.call('HSET', KEYS[LINE], 'applied', '0', 'fence', int(tonumber(ARGV[4]) + 1), 'attempts', '0', 'lease', '0',
-  'claim', '', 'owner', '', 'state_bytes', '0')
-if head > 0 then
-  local now = int(now_ms())
-  redis.call('ZADD', KEYS[DIRTY], now, ARGV[5])
-  redis.call('ZADD', KEYS[BEHIND], now, ARGV[5])
-end
+restore(SERVING, tonumber(ARGV[5]))
+resume(SERVING, meta.head, ARGV[6])
 return 1

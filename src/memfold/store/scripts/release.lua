@@ -1,7 +1,7 @@
 -- Gives a claim up: the memory is due again after a delay. Does nothing for a claim that is no longer the newest.
 -- ARGV: fingerprint, incarnation, fence, delay in ms, 1 to give the attempt back, member.
-local incarnation = identify(ARGV[1])
-if incarnation ~= ARGV[2] then
+local meta = identify_line()
+if not meta or meta.incarnation ~= ARGV[2] then
   return 0
 end
 local line = redis.call('HMGET', KEYS[LINE], 'fence', 'claim', 'attempts')

@@ -1,7 +1,7 @@
 -- Holds a claim for longer: its lease ends so long from now. Does nothing for a claim that is no longer the newest.
 -- ARGV: fingerprint, incarnation, fence, lease in ms, member.
-local incarnation = identify(ARGV[1])
-if incarnation ~= ARGV[2] then
+local meta = identify_line()
+if not meta or meta.incarnation ~= ARGV[2] then
   return 0
 end
 local line = redis.call('HMGET', KEYS[LINE], 'fence', 'claim')
