@@ -136,7 +136,8 @@ class Memories(Models):
             here = await self.get_memory(memory.name)
         except MemoryNotFoundError:
             return None
-        return here if here.create_ms == memory.create_ms else None
+        same = here.create_ms == memory.create_ms and here.incarnation != memory.incarnation
+        return here if same else None
 
     async def _describe(self, tenant: str, entries: Sequence[bytes]) -> list[Memory]:
         """The memories behind index entries; entries that outlived or preceded their memory are passed over."""

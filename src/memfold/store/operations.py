@@ -152,16 +152,19 @@ class Operations(Waiting):
         async def renew() -> None:
             fence = job.fence
             while fence == job.fence:
-                await asyncio.sleep(_RENEW_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _RENEW_S)
+                    return
                 with contextlib.suppress(StoreUnavailableError, OperationNotFoundError):
                     fence = (await self._lease(job.memory, job.id, holder=holder))[1].fence
 
+        ended = asyncio.Event()
         renewing = asyncio.create_task(renew())
         try:
             yield
         finally:
-            renewing.cancel()
-            await asyncio.wait([renewing])
+            ended.set()
+            await renewing
 
     async def _read_job(self, name: MemoryName, operation_id: str) -> Job:
         stored = await self._server.command("HGET", operation_keys(name).ops, operation_id)
