@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from memfold.api.values import Memory, Revision, Role
-from memfold.cli.asking import Yes, agreed
+from memfold.cli.asking import Yes, agreed, selection
 from memfold.cli.group import FAILURE
 from memfold.cli.memories import AsJson, Name
 from memfold.cli.options import connect
@@ -104,7 +104,8 @@ def forget(
     agreed(yes)
     with connect(context) as client:
         memory = client.get_memory(name)
-        agreed(yes, f"Forget these turns of {memory.name}{' and of its copies' if include_forks else ''} for good?")
+        which = selection(ids or (), range_, metadata, role, speaker)
+        agreed(yes, f"Forget {which} of {memory.name}{' and of its copies' if include_forks else ''} for good?")
         operation = client.forget(
             name,
             ids=ids or (),
