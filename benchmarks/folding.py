@@ -31,9 +31,8 @@ from memfold.store import Store
 from memfold_osam.fold import Folder, FoldJob
 from memfold_osam.serving import ServedModel, load_served_model
 from memfold_osam.state import state_from_bytes
-from memfold_osam.turns import Message
 from memfold_writer.claims import Claims
-from memfold_writer.device import Device
+from memfold_writer.device import Device, message_of
 from memfold_writer.drainer import Drainer
 from memfold_writer.gatherer import Gatherer
 from memfold_writer.metrics import Metrics
@@ -139,14 +138,14 @@ class Bench:
         )  # fmt: skip
 
     def _turns_a_block(self, log: list[Turn]) -> float:
-        tokens = sum(len(self._served.turns.encode(_message(turn))) for turn in log)
+        tokens = sum(len(self._served.turns.encode(message_of(turn))) for turn in log)
         return self._served.block_tokens / (tokens / len(log))
 
     async def _error(self, name: MemoryName, log: list[Turn]) -> float:
         _, state = await self._store.read_state(name)
         assert state is not None
         assert state.revision.sequence == len(log)
-        [whole] = Folder(self._served).fold([FoldJob(None, 0, [_message(turn) for turn in log])])
+        [whole] = Folder(self._served).fold([FoldJob(None, 0, [message_of(turn) for turn in log])])
         return relative_error(state_from_bytes(state.data, state.shape), whole.state)
 
 
@@ -156,10 +155,6 @@ def _talk(turns: int, seed: int) -> list[Turn]:
         Turn(f"turn-{at}", roles[at % 2], f"{WORDS[(at + seed) % 4]}, and {WORDS[(at * 7 + seed) % 4]} ({at}).")
         for at in range(turns)
     ]
-
-
-def _message(turn: Turn) -> Message:
-    return Message(role=str(turn.role), content=turn.content, speaker=turn.speaker)
 
 
 async def _measure(redis_url: str, served: ServedModel, turns: int) -> list[Row]:

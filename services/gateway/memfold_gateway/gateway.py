@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from memfold.api.errors import StoreUnavailableError
 from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from memfold.api.v1.history_service_pb2_grpc import add_HistoryServiceServicer_to_server
 from memfold.api.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
@@ -17,7 +16,7 @@ from memfold.api.v1.operation_service_pb2_grpc import add_OperationServiceServic
 from memfold.hints import Hinter
 from memfold.rpc.channel import channel_options
 from memfold.rpc.server import Server
-from memfold.store import Store
+from memfold.store import Store, when_there
 from memfold_gateway.appender import Appender
 from memfold_gateway.backlog import Backlog
 from memfold_gateway.generation_service import GenerationServicer
@@ -31,7 +30,6 @@ from memfold_gateway.settings import Settings
 from memfold_gateway.watch import Watch
 
 _LOG = logging.getLogger(__name__)
-_RETRY_S = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -45,7 +43,11 @@ async def gateway(settings: Settings) -> AsyncIterator[Server]:
     """
     keys = ApiKeys(settings.api_keys_file)
     async with contextlib.AsyncExitStack() as stack:
-        store = await _open_store(settings)
+        store = await when_there(
+            lambda: Store.open(
+                settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
+            )
+        )
         stack.push_async_callback(store.close)
         hinter = Hinter(settings.broker_url or settings.redis_url)
         stack.push_async_callback(asyncio.to_thread, hinter.close)
@@ -68,14 +70,3 @@ async def gateway(settings: Settings) -> AsyncIterator[Server]:
         for watching in (Watch(server, store, channel, keys).run(), backlog.run()):
             stack.callback(asyncio.create_task(watching).cancel)
         yield server
-
-
-async def _open_store(settings: Settings) -> Store:
-    while True:
-        try:
-            return await Store.open(
-                settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
-            )
-        except StoreUnavailableError as error:
-            _LOG.warning("waiting for the store: %s", error)
-            await asyncio.sleep(_RETRY_S)

@@ -12,10 +12,9 @@ from typing import TypeVar
 import torch
 
 from memfold import telemetry
-from memfold.api.errors import StoreUnavailableError
 from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from memfold.rpc.server import Server
-from memfold.store import Store
+from memfold.store import Store, when_there
 from memfold_osam.serving import load_served_model
 from memfold_reader.engine import Engine
 from memfold_reader.reader import Reader
@@ -25,7 +24,6 @@ from memfold_reader.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_STORE_AGAIN_S = 0.5
 
 Result = TypeVar("Result")
 
@@ -66,7 +64,7 @@ class _Process:
         """Load the model, open the store, then serve."""
         try:
             runner = await _in_daemon_thread(lambda: _load(self._settings))
-            self._store = await _open_store(self._settings.redis_url)
+            self._store = await when_there(lambda: Store.open(self._settings.redis_url))
             self._engine = Engine(runner, places=self._settings.max_active, on_broken=self._on_broken())
             self._engine.start()
             self._service.reader = Reader(runner.served, self._store, self._engine)
@@ -114,16 +112,6 @@ def _load(settings: Settings) -> Runner:
         served.fingerprint[:16],
     )
     return runner
-
-
-async def _open_store(url: str) -> Store:
-    """Open the store, however long that takes: it may start after the reader."""
-    while True:
-        try:
-            return await Store.open(url)
-        except StoreUnavailableError as error:
-            _logger.warning("waiting for the store: %s", error)
-            await asyncio.sleep(_STORE_AGAIN_S)
 
 
 async def _in_daemon_thread(function: Callable[[], Result]) -> Result:

@@ -14,7 +14,7 @@ from memfold import telemetry
 from memfold.api.errors import StoreUnavailableError
 from memfold.hints import Hinter, celery_app, queue_name
 from memfold.rpc.server import Server
-from memfold.store import Store
+from memfold.store import Store, when_there
 from memfold_writer.loop_thread import end
 from memfold_writer.metrics import Metrics
 from memfold_writer.reconciler import Reconciler
@@ -24,7 +24,6 @@ from memfold_writer.upkeep import Upkeep
 _log = logging.getLogger(__name__)
 
 MODELS_S = 5.0  # from one look at which models there are to the next
-STORE_RETRY_S = 0.5
 MAX_WAITING = 64  # hints in a queue: a model that no writer serves must not fill the broker
 _HEALTH_GRACE_S = 0.2
 
@@ -48,7 +47,7 @@ async def _serve(settings: Settings) -> None:
         health = Server(settings.listen, grace_s=_HEALTH_GRACE_S, ready_file=str(settings.ready_file or ""))
         await health.start()
         opened.push_async_callback(health.stop)
-        store = await _open_store(settings, stop)
+        store = await when_there(lambda: _open_store(settings, stop))
         if store is None:
             return
         opened.push_async_callback(store.close)
@@ -64,15 +63,10 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _open_store(settings: Settings, stop: asyncio.Event) -> Store | None:
-    while not stop.is_set():
-        try:
-            return await Store.open(
-                settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas
-            )
-        except StoreUnavailableError as error:
-            _log.warning("waiting for the store: %s", error)
-            await asyncio.sleep(STORE_RETRY_S)
-    return None
+    """The store; None once nobody wants it any more."""
+    if stop.is_set():
+        return None
+    return await Store.open(settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas)
 
 
 class Reconcilers:

@@ -109,7 +109,7 @@ class Device:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _measure(self, turns: Sequence[Turn]) -> list[int]:
-        return [len(self._served.turns.encode(_message(turn))) if turn.folds else 0 for turn in turns]
+        return [len(self._served.turns.encode(message_of(turn))) if turn.folds else 0 for turn in turns]
 
     def _fold(self, works: Sequence[Work]) -> list[Folded | NotFiniteError]:
         try:
@@ -124,7 +124,7 @@ class Device:
 
     def _refold(self, anchor: Tensor | None, offset: int, turns: Sequence[Turn]) -> tuple[FoldResult, Sequence[Turn]]:
         try:
-            [result] = self._folder.fold([FoldJob(anchor, offset, [_message(turn) for turn in turns])])
+            [result] = self._folder.fold([FoldJob(anchor, offset, [message_of(turn) for turn in turns])])
             return result, turns if result.anchor is None else turns[result.anchor_index :]
         finally:
             self._folds -= 1
@@ -134,12 +134,13 @@ class Device:
         return FoldJob(
             anchor=None if anchor.data is None else state_from_bytes(anchor.data, self._served.state_shape),
             offset=anchor.offset,
-            messages=[_message(turn) for turn in work.folded],
+            messages=[message_of(turn) for turn in work.folded],
             open_block=work.open_block,
         )
 
 
-def _message(turn: Turn) -> Message:
+def message_of(turn: Turn) -> Message:
+    """A turn as the model's side takes it."""
     return Message(role=str(turn.role), content=turn.content, speaker=turn.speaker)
 
 

@@ -20,7 +20,7 @@ from memfold.api.errors import StoreUnavailableError
 from memfold.api.values import ModelCard
 from memfold.hints import Hinter, celery_app
 from memfold.rpc.server import LIVE, Server
-from memfold.store import Store
+from memfold.store import Store, when_there
 from memfold_osam.serving import ServedModel, load_served_model
 from memfold_writer import worker
 from memfold_writer.claims import Claims
@@ -39,7 +39,6 @@ from memfold_writer.verifier import Verifier
 _log = logging.getLogger(__name__)
 
 HARD_STOP_SHARE = 0.9  # of the grace time: whatever still hangs then is left hanging
-STORE_RETRY_S = 0.5
 _HEALTH_GRACE_S = 0.2
 
 
@@ -84,7 +83,7 @@ class Writer:
         served = self._load()
         device = Device(served, self._settings.batch_tokens, self._settings.kv_cache_bytes)
         loop.run(device.warm_up())
-        store = loop.run(self._open_store(served))
+        store = loop.run(when_there(lambda: self._open_store(served)))
         code = self._consume(loop, health, store, device, served)
         return code, not device.busy
 
@@ -159,15 +158,7 @@ class Writer:
         return health
 
     async def _open_store(self, served: ServedModel) -> Store:
-        """Wait until the store answers, and tell everybody which model folds here."""
-        while True:
-            try:
-                return await self._registered(served)
-            except StoreUnavailableError as error:
-                _log.warning("waiting for the store: %s", error)
-                await asyncio.sleep(STORE_RETRY_S)
-
-    async def _registered(self, served: ServedModel) -> Store:
+        """Open the store, and tell everybody which model folds here."""
         settings = self._settings
         store = await Store.open(
             settings.redis_url, durability=settings.durability, replicas=settings.durability_replicas

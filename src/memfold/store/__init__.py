@@ -2,6 +2,7 @@
 
 from memfold.store.blob import BlobKind, StateBlob
 from memfold.store.durability import Durability, DurabilityRefusedError
+from memfold.store.opening import when_there
 from memfold.store.store import Store
 from memfold.store.values import (
     ZERO_ANCHOR,
@@ -28,4 +29,5 @@ __all__ = [
     "State",
     "StateBlob",
     "Store",
+    "when_there",
 ]

@@ -229,7 +229,7 @@ class Folding(States):
 
 
 def _claim(name: MemoryName, fingerprint: str, reply: Sequence[Any]) -> Claim:
-    incarnation, applied, head, fence, attempts, log_digest, state, at, _, anchor, anchor_digest, policy, stored = reply
+    incarnation, applied, head, fence, attempts, log_digest, state, at, anchor, anchor_digest, policy, stored = reply
     return Claim(
         name=name,
         fingerprint=fingerprint,

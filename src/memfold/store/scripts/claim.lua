@@ -8,7 +8,7 @@ if not due then
   return false
 end
 local line = redis.call('HMGET', KEYS[LINE], 'applied', 'fence', 'attempts', 'claim', 'quarantined',
-  'log_digest', 'state_digest', 'at', 'made', 'anchor', 'anchor_digest')
+  'log_digest', 'state_digest', 'at', 'anchor', 'anchor_digest')
 local applied = tonumber(line[1] or 0)
 
 local function leave()
@@ -46,5 +46,5 @@ if line[4] ~= ARGV[4] then
   redis.call('ZADD', KEYS[DIRTY], lease, ARGV[2])
 end
 return {'OK', meta.incarnation, int(applied), int(meta.head), int(fence), int(attempts),
-  line[6] or '', line[7] or '', line[8] or '0', line[9] or '', line[10] or '0.0', line[11] or '', meta.policy,
+  line[6] or '', line[7] or '', line[8] or '0', line[9] or '0.0', line[10] or '', meta.policy,
   redis.call('HGETALL', KEYS[REVISIONS])}
