@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up test check format proto train-tiny bench-kernels bench-folding gpu clean
+.PHONY: help setup demo up test check format proto train-tiny bench-kernels bench-folding bench-reader load gpu clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,14 +71,20 @@ faults-long: $(VENV)/.test ## The same for twenty minutes, then a hundred thousa
 	@PYTHONPATH=tests/faults $(BIN)/python -P -m memfold_faults.long $(ARGS)
 	@$(BIN)/pytest -q tests/faults/test_state_machine.py --hypothesis-profile=long
 
-bench-reliability: $(VENV)/.test ## Measure appends, bytes in Redis, forks and rollbacks
-	@for one in append redis_bytes history; do $(BIN)/python benchmarks/$$one.py || exit 1; done
+bench-reliability: $(VENV)/.test ## Measure appends, bytes in Redis, forks, rollbacks and removals
+	@for one in append redis_bytes history removing; do $(BIN)/python benchmarks/$$one.py || exit 1; done
 
 bench-kernels: $(VENV)/.test ## Measure the kernels on one thread of this processor
 	@$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 bench-folding: $(VENV)/.test ## Measure what folding costs: tokens run for each token appended
 	@$(BIN)/python benchmarks/folding.py $(ARGS)
+
+bench-reader: $(VENV)/.test ## Measure the reader's engine against its peers on one thread of this processor
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/reader.py $(ARGS)
+
+load: $(VENV)/.test ## Put the whole platform under load for ten minutes; ARGS="--minutes 60"
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/load.py $(ARGS)
 
 # Without .venv, any Python that has the libraries will do; nothing of ours need be installed.
 GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))

@@ -3,7 +3,8 @@
     python benchmarks/history.py [--times 300]
 
 Both through the store, durably (an append-only file, synced before Redis answers), as the gateway does within a call:
-the operation is entered, carried out, and its receipt kept. Bare: one round trip reads every key of the memory, one
+the operation is entered, carried out, and its receipt kept; a rollback as far as nobody sees what is taken back and the log is
+written anew, after which Redis' files follow. Bare: one round trip reads every key of the memory, one
 writes the same bytes under other names, with plain commands. Taken in turn; p50 and p99. Writes
 benchmarks/results/history.json and .md.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from memfold.api.values import MemoryName, ModelCard, OperationKind, Role, Turn
+from memfold.api.values import MemoryName, ModelCard, Operation, OperationKind, Role, Turn
 from memfold.local.redis_server import RedisServer
 from memfold.store import Durability, Store
 from memfold.store.digests import chain
@@ -50,12 +51,20 @@ async def fold(store: Store, name: MemoryName) -> None:
     )  # fmt: skip
 
 
-async def operate(store: Store, name: MemoryName, kind: OperationKind, args: dict[str, Any]) -> None:
-    """As the gateway does."""
+async def operate(store: Store, name: MemoryName, kind: OperationKind, args: dict[str, Any]) -> Operation:
+    """As the gateway does, until nothing but Redis' files is left to be written."""
     operation = await store.request_operation(name, kind, args)
-    while not operation.done:
+    while not operation.done and operation.progress["stage"] != "rewriting":
         operation = await store.advance(name, operation.id, until=asyncio.get_running_loop().time() + 2)
     assert not operation.error, operation
+    return operation
+
+
+async def end(store: Store, name: MemoryName) -> None:
+    """Those that wait for files to be written."""
+    for operation in await store.list_operations(name):
+        while not (await store.advance(name, operation.id, until=0)).done:  # noqa: ASYNC110 - Redis sets no event
+            await asyncio.sleep(0.01)
 
 
 async def bare(redis: Redis, name: MemoryName) -> None:
@@ -79,7 +88,7 @@ async def bare(redis: Redis, name: MemoryName) -> None:
     await write.execute()
 
 
-async def timed(call: Callable[[], Awaitable[None]]) -> float:
+async def timed(call: Callable[[], Awaitable[object]]) -> float:
     """Milliseconds that it takes."""
     started = time.perf_counter()
     await call()
@@ -106,6 +115,7 @@ async def measure(url: str, times: int) -> dict[str, list[float]]:
         )
         memory = await store.get_memory(copy)
         assert (memory.head, memory.applied) == (90, 90)
+        await end(store, copy)
         await store.delete_memory(copy)
     await store.close()
     await redis.aclose()

@@ -19,27 +19,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from memfold.client import Memfold, Role, Turn
+from memfold.client import Memfold, Turn
+from memfold.evaluation.suites.locomo import conversation
 from memfold.local.connection import Connection
 from memfold.local.paths import DataDir, default_data_dir
-
-
-def conversation(sample: dict[str, Any]) -> list[Turn]:
-    """One conversation's turns; the first speaker is the user, the second the assistant, both by name."""
-    talk = sample["conversation"]
-    roles = {talk["speaker_a"]: Role.USER, talk["speaker_b"]: Role.ASSISTANT}
-    sessions = sorted((k for k, v in talk.items() if isinstance(v, list)), key=lambda k: int(k.rsplit("_", 1)[1]))
-    return [
-        Turn(
-            id=said["dia_id"],
-            role=roles[said["speaker"]],
-            content=said["text"],
-            speaker=said["speaker"],
-            metadata={"date": talk[f"{session}_date_time"]},
-        )
-        for session in sessions
-        for said in talk[session]
-    ]
 
 
 def interleaved(talks: dict[str, list[Turn]]) -> Iterator[tuple[str, Turn]]:

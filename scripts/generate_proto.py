@@ -15,12 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "proto"
-TARGET = Path("memfold/api/v1")
+PACKAGES = (Path("memfold/api/v1"), Path("memfold/reader/v1"))
 
 
 def generate(out: Path) -> None:
     """Run protoc over every proto of ours."""
-    files = sorted(str(p.relative_to(PROTOS)) for p in (PROTOS / TARGET).glob("*.proto"))
+    files = sorted(str(p.relative_to(PROTOS)) for package in PACKAGES for p in (PROTOS / package).glob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{PROTOS / 'third_party'}"]
     command += [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
     subprocess.run([*command, *files], check=True)
@@ -36,12 +36,18 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        fresh, committed = Path(folder) / TARGET, ROOT / "src" / TARGET
-        names = [p.name for p in fresh.iterdir()]
-        _, different, missing = filecmp.cmpfiles(fresh, committed, names, shallow=False)
-    for name in different + missing:
-        print(f"{TARGET / name} is not what the protos say; run `make proto`", file=sys.stderr)
-    return 1 if different or missing else 0
+        stale = [path for package in PACKAGES for path in _stale(package, Path(folder))]
+    for path in stale:
+        print(f"{path} is not what the protos say; run `make proto`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def _stale(package: Path, generated: Path) -> list[Path]:
+    """Which files of a package differ from those that were just generated."""
+    fresh = generated / package
+    names = [p.name for p in fresh.iterdir()]
+    _, different, missing = filecmp.cmpfiles(fresh, ROOT / "src" / package, names, shallow=False)
+    return [package / name for name in different + missing]
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ def _instrument(tracers: TracerProvider, meters: MeterProvider) -> list[Callable
     """Patch grpc.aio, Celery and Redis, as far as they are installed; returns what takes each off again."""
     from opentelemetry.instrumentation.grpc import filters  # noqa: PLC0415
 
-    no_probes: Any = filters.negate(filters.health_check())
+    # Nor what a gateway hears from its readers all day.
+    no_probes: Any = filters.negate(filters.any_of(filters.health_check(), filters.service_prefix("memfold.reader.")))
     undo: list[Callable[[], object]] = []
     for module, name, arguments in (
         ("grpc", "GrpcAioInstrumentorServer", {"filter_": no_probes}),

@@ -67,6 +67,10 @@ class Instruments:
     first_token_seconds: Histogram
     generated_tokens: Counter
     open_streams: Counter
+    engine_active: Gauge
+    engine_waiting: Gauge
+    engine_slots: Gauge
+    engine_kv_tokens: Gauge
     states_damaged: Counter
 
     @classmethod
@@ -91,6 +95,10 @@ class Instruments:
             first_token_seconds=seconds("memfold.first_token", "Generate to its first token"),
             generated_tokens=meter.create_counter("memfold.generated.tokens", "{token}", "Tokens generated"),
             open_streams=meter.create_up_down_counter("memfold.open_streams", "{stream}", "Generations running now"),
+            engine_active=meter.create_gauge("memfold.engine.active", "{request}", "Requests that the engine works on"),
+            engine_waiting=meter.create_gauge("memfold.engine.waiting", "{request}", "Requests that wait for a slot"),
+            engine_slots=meter.create_gauge("memfold.engine.slots", "{request}", "Requests that can be active at once"),
+            engine_kv_tokens=meter.create_gauge("memfold.engine.kv_tokens", "{token}", "Keys and values that are held"),
             states_damaged=meter.create_counter("memfold.states.damaged", "{state}", "Stored states found damaged"),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -133,9 +134,14 @@ def save_adapter(memory: DeltaMemory, path: str | Path, model: nn.Module | None 
         model: the backbone, for the card: only an adapter that names its backbone is refused on another one.
     """
     directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    memory.config.save(directory)
-    tensors = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in adapter_weights(memory).items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_adapter(directory, memory.config, adapter_weights(memory))
     if model is not None:
         save_backbone(directory, model)
+
+
+def write_adapter(directory: Path, config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write configuration and weights, these by the names of ``adapter_weights``, to a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config.save(directory)
+    tensors = {name: weight.detach().to("cpu", torch.float32).contiguous() for name, weight in weights.items()}
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -7,7 +7,7 @@ block's projections add the corrections. The model's own code and weights stay a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from memfold_osam.config import AdapterConfig, Head
 from memfold_osam.decoder import AttentionBlock, add_to_rows, chosen_blocks
 from memfold_osam.layer import LayerMemory
 from memfold_osam.state import OsamState
+from memfold_osam.step import LayerStep, can_step
 
 
 def _on_one_device(model: nn.Module, blocks: list[AttentionBlock]) -> list[AttentionBlock]:
@@ -52,6 +53,10 @@ class DeltaMemory(nn.Module):
         self.block_names = [block.key for block in blocks]
         self._layers = nn.ModuleList()
         self._binding: Binding | None = None
+        steered = [item for block in blocks for item in block.steered(config.delta_heads).items()]
+        whole = all(list(heads.values()) == [slice(0, module.out_features)] for module, heads in steered)
+        self._can_step = whole and can_step(config)
+        self._steps: list[LayerStep] = []
         for index, block in enumerate(blocks):
             layer = LayerMemory(config, block.hidden, {head: p.width for head, p in block.projections.items()})
             layer.init_outputs(
@@ -123,22 +128,64 @@ class DeltaMemory(nn.Module):
             RuntimeError: a state is bound already.
             ValueError: shapes do not fit the adapter or the calls, or segment ids fall.
         """
+        flags = TokenFlags(write, token_mask, message_ids, sentence_ids, segment_ids)
+        binding = self._new_binding(state.tensor, flags, gain, cu_seqlens)
+        with self.rebind(binding):
+            yield state
+        if write is not False:
+            state.tensor = binding.states
+
+    def prepare(self, state: OsamState, gain: float | Tensor = 1.0) -> Binding:
+        """What a ``bind`` that only reads would bind, for ``rebind`` to bind again and again: for steps of decoding.
+
+        Raises:
+            ValueError: shapes do not fit the adapter.
+        """
+        return self._new_binding(state.tensor, TokenFlags(write=False), gain, None)
+
+    @contextmanager
+    def rebind(self, binding: Binding) -> Iterator[None]:
+        """Run the model with what was prepared.
+
+        Raises:
+            RuntimeError: a state is bound already.
+        """
         if self._binding is not None:
             raise RuntimeError("a state is bound to this model already")
-        layers, heads, rank, _ = self.state_shape
-        if state.tensor.shape[0] != layers or state.tensor.shape[2:] != (heads, rank, rank):
-            raise ValueError(
-                f"the adapter's states are ({layers}, batch, {heads}, {rank}, {rank}), got {tuple(state.tensor.shape)}"
-            )
-        flags = TokenFlags(write, token_mask, message_ids, sentence_ids, segment_ids)
-        self._binding = binding = Binding(self.config, state.tensor.to(self._state_dtype), flags, gain, cu_seqlens)
+        self._binding = binding
         try:
-            yield state
-            after = binding.finish()
-            if write is not False:
-                state.tensor = after
+            yield
+            binding.finish()
         finally:
             self._binding = None
+
+    def replays(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What a part of the model that runs twice runs in: the ``context_fn`` of ``torch.utils.checkpoint``.
+
+        Asked before the first run. The second run, whenever it comes, finds bound what was bound then: it reads the
+        same states, and what it writes is dropped. Without it, gradient checkpointing would recompute a model
+        without a memory.
+        """
+        return nullcontext(), _Replay(self, self._binding)
+
+    def _new_binding(
+        self, state: Tensor, flags: TokenFlags, gain: float | Tensor, cu_seqlens: Tensor | None
+    ) -> Binding:
+        layers, heads, rank, _ = self.state_shape
+        if state.shape[0] != layers or state.shape[2:] != (heads, rank, rank):
+            raise ValueError(
+                f"the adapter's states are ({layers}, batch, {heads}, {rank}, {rank}), got {tuple(state.shape)}"
+            )
+        return Binding(self.config, state.to(self._state_dtype), flags, gain, cu_seqlens, self._current_steps())
+
+    def _current_steps(self) -> list[LayerStep] | None:
+        """What reads and corrects where no gradients are asked for; None for an adapter that has more to do."""
+        if not self._can_step:
+            return None
+        layers = [self.layer(index) for index in range(len(self.block_names))]
+        if not self._steps or not all(step.fits(layer) for step, layer in zip(self._steps, layers, strict=True)):
+            self._steps = [LayerStep(layer) for layer in layers]
+        return self._steps
 
     def _hook(self, index: int, block: AttentionBlock, layer: LayerMemory) -> None:
         """Steer one attention block. What it read lives from the block's pre-hook to its projections."""
@@ -152,7 +199,9 @@ class DeltaMemory(nn.Module):
         def steer(heads: dict[Head, slice], _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
             if not reads or self._binding is None:
                 return output
-            gain, dtype = self._binding.gain, output.dtype
+            gain, dtype, step = self._binding.gain, output.dtype, self._binding.step(index)
+            if step is not None:
+                return step.correct(next(iter(heads)), output, reads[0], gain)
             return add_to_rows(
                 output, [(rows, layer.correction(head, reads[0], gain, dtype)) for head, rows in heads.items()]
             )
@@ -160,3 +209,19 @@ class DeltaMemory(nn.Module):
         block.module.register_forward_pre_hook(before, with_kwargs=True)
         for module, heads in block.steered(self.config.delta_heads).items():
             module.register_forward_hook(partial(steer, heads))
+
+
+class _Replay(AbstractContextManager[None]):
+    """Binds a copy of a binding as it was, as often as it is entered."""
+
+    def __init__(self, memory: DeltaMemory, binding: Binding | None) -> None:
+        self._memory = memory
+        self._before = binding and binding.copy()
+        self._outer: Binding | None = None
+
+    def __enter__(self) -> None:
+        self._outer = self._memory._binding  # noqa: SLF001 - of this module
+        self._memory._binding = self._before and self._before.copy()  # noqa: SLF001
+
+    def __exit__(self, *_: object) -> None:
+        self._memory._binding = self._outer  # noqa: SLF001

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from memfold_osam.config import AdapterConfig
 from memfold_osam.layer import LayerMemory
+from memfold_osam.step import LayerStep
 from memfold_osam.units import Items, Rows, Units
 
 
@@ -56,6 +60,7 @@ class Binding:
         flags: of the tokens of all calls of the bind, in order.
         gain: scales the corrections: a number, or (N,).
         cu_seqlens: (N + 1,), where the model runs N sequences packed as (1, sum T); one call then.
+        steps: of the layers, for what has no gradients; None where the adapter has more to do than they can.
 
     Attributes:
         gain: as the corrections (B, T, out) want it.
@@ -68,23 +73,37 @@ class Binding:
         flags: TokenFlags,
         gain: float | Tensor = 1.0,
         cu_seqlens: Tensor | None = None,
+        steps: Sequence[LayerStep] | None = None,
     ) -> None:
-        self._states = list(state.unbind(0))
+        if isinstance(gain, Tensor) and gain.shape != state.shape[1:2]:
+            raise ValueError(f"gain must be a number or {tuple(state.shape[1:2])}, got {tuple(gain.shape)}")
         self._flags = flags
         self._rows = Rows(cu_seqlens)
         self._by_token = config.memory_write_granularity == "token" and flags.write is not False
         self._unit_ids = flags.unit_ids(config)
+        self.gain: float | Tensor = 1.0
+        if flags.write is False and not config.delta_o_rmsnorm:
+            # What is read only is scaled once, in the state, instead of in every layer and head.
+            state = state * (gain.to(state)[:, None, None, None] if isinstance(gain, Tensor) else gain)
+        elif isinstance(gain, Tensor):
+            gain = gain.to(state.device, torch.float32)
+            self.gain = gain[:, None, None] if cu_seqlens is None else gain[self._rows.row][None, :, None]
+        else:
+            self.gain = gain
+        self._states = list(state.unbind(0))
+        self._steps = steps
+        self._only_reads = flags.write is False and flags.token_mask is None and cu_seqlens is None
         self._seen = [0] * len(self._states)
         # By layer: over the tokens seen so far, what the units' means are the means of.
         self._sums: list[Tensor | None] = [None] * len(self._states)
         self._units: Units | None = None
         self._items: tuple[int, Items] | None = None
-        self.gain = gain
-        if isinstance(gain, Tensor):
-            if gain.shape != state.shape[1:2]:
-                raise ValueError(f"gain must be a number or {tuple(state.shape[1:2])}, got {tuple(gain.shape)}")
-            gain = gain.to(state.device, torch.float32)
-            self.gain = gain[:, None, None] if cu_seqlens is None else gain[self._rows.row][None, :, None]
+
+    def copy(self) -> Self:
+        """Another one that stands where this one stands, and goes its own way from there."""
+        other = copy.copy(self)
+        other._states, other._seen, other._sums = list(self._states), list(self._seen), list(self._sums)  # noqa: SLF001
+        return other
 
     def advance(self, index: int, layer: LayerMemory, x: Tensor) -> Tensor:
         """What each token of ``x`` (B, T, D) reads in a layer, (B, T, H, r); writes what falls due.
@@ -92,10 +111,12 @@ class Binding:
         Raises:
             ValueError: the call's shape fits neither the state nor the flags.
         """
-        begin = self._seen[index]
+        begin, state, step = self._seen[index], self._states[index], self.step(index)
         end = self._seen[index] = begin + x.shape[1]
+        if step is not None and self._only_reads and x.shape[0] == state.shape[0]:
+            return step.read(x, state)
         self._check(x, end)
-        state, flags = self._states[index], self._flags
+        flags = self._flags
         mask = None if flags.token_mask is None else flags.token_mask[:, begin:end].bool()
         if self._by_token:
             writes = flags.write[:, begin:end].bool() if isinstance(flags.write, Tensor) else None
@@ -110,17 +131,25 @@ class Binding:
             reads, self._states[index] = layer.read_and_write_units(x, state, items, sums / units.counts[:, None])
         return reads if mask is None else reads.masked_fill(~mask[:, :, None, None], 0.0)
 
-    def finish(self) -> Tensor:
-        """The states after the last token: (layers, N, H, r, r).
+    def step(self, index: int) -> LayerStep | None:
+        """What reads and corrects in a layer now; None where gradients may be asked for."""
+        return None if self._steps is None or torch.is_grad_enabled() else self._steps[index]
+
+    @property
+    def states(self) -> Tensor:
+        """As they are now: (layers, N, H, r, r)."""
+        return torch.stack(self._states)
+
+    def finish(self) -> None:
+        """Check that the calls had all the tokens that there are flags of.
 
         Raises:
-            ValueError: the flags are of more tokens than came.
+            ValueError: they had fewer.
         """
         seen = max(self._seen)
         for name, flags in self._flags.tensors().items():
             if seen and flags.shape[1] != seen:
                 _refuse(name, (flags.shape[0], seen), flags)
-        return torch.stack(self._states)
 
     def _plan(self, ids: Tensor, begin: int, end: int) -> tuple[Units, Items]:
         """What the call reads and writes by means; the same in every layer."""

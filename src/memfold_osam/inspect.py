@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from memfold_osam.adapter import REFERENCE_WEIGHTS_FILE, WEIGHTS_FILE, check_weights, read_config, read_weights
 from memfold_osam.card import AdapterCard, BackboneCard
@@ -19,7 +21,11 @@ from memfold_osam.config import AdapterConfig, Head
 from memfold_osam.decoder import AttentionBlock, attention_blocks, chosen_blocks
 from memfold_osam.layer import HEADS, LayerMemory
 
+if TYPE_CHECKING:  # importing it takes seconds, and is only worth them where there is a backbone to look at
+    from transformers import PreTrainedModel
+
 SERVED_IN = (torch.float32, torch.bfloat16)
+_HUB_PATIENCE_S = 5
 _KEY = re.compile(r"model\.layers\.(\d+)\.self_attn\.(\w+)")
 
 
@@ -127,12 +133,44 @@ def _on_meta(backbone: str) -> PreTrainedModel:
         ValueError: there is no configuration of a causal language model.
     """
     try:
+        _check_reachable(backbone)
+        from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - see above
+
         config = AutoConfig.from_pretrained(backbone)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ValueError(f"{backbone} is no backbone: {error}") from error
     return model
+
+
+def _check_reachable(backbone: str) -> None:
+    """Ask the hub once whether it is there. Its own client asks again and again, for half a minute, aloud.
+
+    Raises:
+        ValueError: it is not on this machine, and the hub does not answer; or no model can have this name.
+    """
+    if Path(backbone).is_dir():
+        return
+    if backbone.startswith((".", "/")):
+        raise ValueError("there is no such directory")
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache  # noqa: PLC0415 - slow to import
+
+    if isinstance(try_to_load_from_cache(backbone, "config.json"), str):
+        return
+    absent = "it is neither a directory here nor in the hub's cache"
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{absent}, and HF_HUB_OFFLINE forbids to ask the hub")
+    head = urllib.request.Request(hf_hub_url(backbone, "config.json"), method="HEAD")  # noqa: S310 - the hub's address
+    try:
+        urllib.request.urlopen(head, timeout=_HUB_PATIENCE_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return  # it answers: its own client knows what that means, and the user's token
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # its own client may know other certificates
+        raise ValueError(f"{absent}, and the hub cannot be reached: {reason}") from None
 
 
 def _widths_of_blocks(blocks: Mapping[int, AttentionBlock]) -> dict[int, _Widths]:

@@ -101,7 +101,8 @@ class LayerMemory(nn.Module):
 
     def _project(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Several projections of (..., D) side by side: one product, which reads ``x`` once."""
-        return _at_least_fp32(functional.linear(x, torch.cat([getattr(self, name) for name in names])))
+        weight = torch.cat([getattr(self, name) for name in names])
+        return _at_least_fp32(functional.linear(x.to(weight.dtype), weight))
 
     def _written(self, projected: Tensor) -> Projections:
         """Keys, values and gates from the ``_writing`` projections."""
@@ -118,7 +119,8 @@ class LayerMemory(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """What each token asks the state for: (B, T, D) to (B, T, H, r)."""
-        return self._unit(_at_least_fp32(functional.linear(x, self.memory_q_proj)))
+        weight = self.memory_q_proj
+        return self._unit(_at_least_fp32(functional.linear(x.to(weight.dtype), weight)))
 
     def read(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
         """All tokens of a sequence read the same state: (B, T, D), (N, H, r, r) to (B, T, H, r)."""
@@ -217,4 +219,4 @@ class LayerMemory(nn.Module):
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from memfold_osam.adapter import save_adapter
 from memfold_osam.attach import DeltaMemory
-from memfold_osam.card import CARD_FILE
+from memfold_osam.card import CARD_FILE, AdapterCard
 from memfold_osam.config import AdapterConfig
-from memfold_osam.serving import ServedModel, load_served_model
+from memfold_osam.serving import ServedModel, load_served_model, serve
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
 CHAT_TEMPLATE = (
@@ -79,3 +80,14 @@ def write_random_model(path: Path, *, seed: int = 0, block_tokens: int = 256) ->
 def tiny_random_model(path: Path, *, seed: int = 0, block_tokens: int = 256) -> ServedModel:
     """``write_random_model``, loaded."""
     return load_served_model(str(write_random_model(path, seed=seed, block_tokens=block_tokens)))
+
+
+def serve_random(model: PreTrainedModel, **config: Any) -> ServedModel:
+    """A model at hand with a random adapter of this configuration, ready to be read with; its text means nothing."""
+    memory = DeltaMemory(model, AdapterConfig(**{"num_state_heads": 2} | config))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    return serve(model, byte_tokenizer(), memory.eval(), AdapterCard(name="random"), backbone="random")

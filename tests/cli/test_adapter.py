@@ -81,7 +81,7 @@ def test_wrong_usage_ends_with_2(args):
 def test_without_the_models_libraries_it_says_what_to_install(monkeypatch):
     absent = EntryPoint("adapter.inspect", "memfold_no_torch.inspect:inspect_adapter", tools.GROUP)
     for found, missing in (((absent,), "memfold_no_torch"), ((), "the tool adapter.inspect")):
-        monkeypatch.setattr(tools, "entry_points", lambda found=found, **_: found)
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda found=found, **_: found)
         done = run(ADAPTER)
         assert done.exit_code == 1
         assert f"{missing} is not installed" in done.stderr

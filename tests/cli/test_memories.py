@@ -21,8 +21,8 @@ def test_a_memory_is_told_with_its_rebuild_its_quarantine_its_origin_and_its_pol
         "e" * 64 + ", 4 turns to go",
         "turn 6 cannot be folded",
         "memories/bob",
-        "86,400 s",
-        "3,600 s",
+        "deleted: 1 day after its last turn",
+        "forgets: each turn after 1 hour",
         "newest 9",
     ):
         assert words in said

@@ -17,7 +17,21 @@ from memfold.client import (
 
 OLD, NEW = Revision("0123456789ab", 4), Revision("ba9876543210", 7)
 FORGET = ForgetReceipt(
-    NEW, OLD, (5, 6), ("a", "b"), (6,), (ForkHolding("tenants/t/memories/c", 2, 0),), True, False, "no permission"
+    NEW, OLD, (5, 6), ("a", "b"), (6,), (ForkHolding("tenants/t/memories/c", 2, 0),), True, False, "no permission",
+    removed_turns=2, ranges=((5, 6),),
+)  # fmt: skip
+MANY = ForgetReceipt(
+    NEW,
+    OLD,
+    tuple(range(1, 1001)),
+    ("x",) * 1000,
+    (),
+    (),
+    True,
+    True,
+    "",
+    50_000,
+    tuple((at, at) for at in range(1, 50, 2)),
 )
 
 
@@ -27,10 +41,12 @@ FORGET = ForgetReceipt(
         (ForkReceipt("tenants/t/memories/b", NEW, OLD, 4), ["tenants/t/memories/b", "4 turns", str(OLD)]),
         (RollbackReceipt(NEW, OLD, 3), ["3 turns are gone", "folded again"]),
         (RollbackReceipt(NEW, OLD, 1), ["1 turn is gone"]),
+        (RollbackReceipt(NEW, OLD, 1, True, False, "no permission"), ["the log was written anew", "no permission"]),
+        (MANY, ["forgot 50,000 turns: 1, 3,", "39, ..."]),
         (
             FORGET,
             [
-                "forgot 2 turns: 5, 6",
+                "forgot 2 turns: 5 to 6",
                 "tenants/t/memories/c: 0 forgotten, 2 still held (--include-forks",
                 "no permission",
             ],

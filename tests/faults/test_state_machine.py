@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from memfold_faults.chain import NAMES, SHAPE, state_of
-from memfold_faults.story import COPY, NAME, A, B, prepare, take
+from memfold_faults.story import COPY, NAME, A, B, few_at_once, prepare, take
 from redis import Redis
 
 from memfold.api.errors import TurnFoldedError
@@ -192,12 +193,13 @@ class Machine(RuleBasedStateMachine):
             self.free()
 
     @precondition(lambda self: self.model and self.model.turns)
-    @rule(data=st.data())
-    def forget(self, data):
+    @rule(data=st.data(), many=st.booleans())
+    def forget(self, data, many):
         model = self.model
-        chosen = data.draw(st.sets(st.sampled_from(sorted(model.turns)), min_size=1, max_size=3))
+        chosen = data.draw(st.sets(st.sampled_from(sorted(model.turns)), min_size=1, max_size=4))
         kept = self.kept()
-        gone = self.run(self.store.forget(NAME, chosen, expected_incarnation=model.incarnation))
+        with few_at_once() if many else contextlib.nullcontext():
+            gone = self.run(self.store.forget(NAME, chosen, expected_incarnation=model.incarnation))
         assert gone.sequences == tuple(sorted(chosen))
         assert gone.ids == tuple(model.turns[at].id for at in sorted(chosen))
         for at in chosen | {model.skips[at] for at in chosen if at in model.skips}:
@@ -206,12 +208,13 @@ class Machine(RuleBasedStateMachine):
         assert gone.restored_to == model.lines[model.serving].applied
 
     @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def roll_back(self, data):
+    @rule(data=st.data(), many=st.booleans())
+    def roll_back(self, data, many):
         model = self.model
         target = data.draw(st.integers(0, model.head))
         kept = self.kept()
-        back = self.run(self.store.rollback(NAME, Revision(model.incarnation, target)))
+        with few_at_once() if many else contextlib.nullcontext():
+            back = self.run(self.store.rollback(NAME, Revision(model.incarnation, target)))
         limit = min([target, *(turn - 1 for turn, at in model.skips.items() if at > target)])
         model.log = {at: one for at, one in model.log.items() if at <= target}
         model.head = target

@@ -27,6 +27,8 @@ from memfold.api.v1 import memory_service_pb2_grpc as pb_grpc
 from memfold.api.v1 import operation_service_pb2_grpc as operation_grpc
 from memfold.api.values import MemoryName, ModelCard
 from memfold.local.redis_server import RedisServer
+from memfold.reader.v1 import load_service_pb2 as load_pb
+from memfold.reader.v1 import load_service_pb2_grpc as load_grpc
 from memfold.rpc.server import Server
 from memfold.store import Durability, Store
 from memfold.store.digests import chain
@@ -93,6 +95,8 @@ class StubReader(generation_grpc.GenerationServiceServicer):
         self.cancelled = asyncio.Event()
         self.metadata: dict[str, str] = {}
         self.fault: Exception | None = None
+        self.deltas: list[generation_pb.TextDelta] = []
+        self.summary: generation_pb.GenerationSummary | None = None
 
     def _note(self, method: str, request: Any, context: Any) -> None:
         self.seen.append((method, request, context.time_remaining()))
@@ -110,6 +114,11 @@ class StubReader(generation_grpc.GenerationServiceServicer):
 
     async def Generate(self, request, context) -> AsyncIterator[generation_pb.GenerateResponse]:  # noqa: N802
         self._note("Generate", request, context)
+        if self.summary is not None:
+            for delta in self.deltas:
+                yield generation_pb.GenerateResponse(delta=delta)
+            yield generation_pb.GenerateResponse(summary=self.summary)
+            return
         yield generation_pb.GenerateResponse(delta=generation_pb.TextDelta(text="Lis"))
         if request.messages[-1].content == "forever":
             await self._take_forever()
@@ -138,6 +147,30 @@ class StubReader(generation_grpc.GenerationServiceServicer):
                 fingerprint=CARD.fingerprint, backbone="tiny", state_shape=CARD.state_shape, examples=["Hello"]
             )
         )
+
+
+class StubLoad(load_grpc.LoadServiceServicer):
+    """Says of a stub what a test wants; silent while ``quiet``."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.word = load_pb.WatchLoadResponse(
+            readiness=load_pb.READINESS_SERVING, fingerprint=CARD.fingerprint, slots=4
+        )
+
+    async def WatchLoad(self, request, context) -> AsyncIterator[load_pb.WatchLoadResponse]:  # noqa: N802
+        while True:
+            if not self.quiet:
+                yield self.word
+            await asyncio.sleep(0.05)
+
+
+def reader_server(servicer: StubReader, load: StubLoad | None = None, listen: str = "127.0.0.1:0") -> Server:
+    """A server that looks like a reader's."""
+    server = Server(listen, grace_s=0.1)
+    server.add(generation_grpc.add_GenerationServiceServicer_to_server, servicer)
+    server.add(load_grpc.add_LoadServiceServicer_to_server, load or StubLoad())
+    return server
 
 
 @dataclass
@@ -291,8 +324,8 @@ async def here(reader, gateway_redis, store, tmp_path) -> AsyncIterator[tuple[st
 @pytest.fixture
 async def reader() -> AsyncIterator[tuple[StubReader, str]]:
     """A reader that serves, and its address."""
-    server, servicer = Server("127.0.0.1:0", grace_s=0.1), StubReader()
-    server.add(generation_grpc.add_GenerationServiceServicer_to_server, servicer)
+    servicer = StubReader()
+    server = reader_server(servicer)
     address = await server.start()
     await server.set_serving(True)
     yield servicer, address

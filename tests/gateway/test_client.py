@@ -17,15 +17,21 @@ from memfold.api.errors import (
     RevisionMismatchError,
     TurnIdConflictError,
 )
+from memfold.api.v1 import generation_service_pb2 as pb
 from memfold.client import (
     AsyncMemfold,
     FinishReason,
     Memfold,
     MemoryName,
     Message,
+    Revision,
     Role,
+    Stale,
+    TokenAlternative,
+    TokenLogProbability,
     Turn,
     UnreachableError,
+    UpdateMode,
 )
 from memfold_gateway.gateway import gateway
 
@@ -60,6 +66,7 @@ def test_the_public_names_are_these():
         "ForgetReceipt",
         "ForkHolding",
         "ForkReceipt",
+        "FoundTurn",
         "KeptRevision",
         "Memfold",
         "MemfoldError",
@@ -71,15 +78,20 @@ def test_the_public_names_are_these():
         "OperationKind",
         "Policy",
         "RebuildReceipt",
+        "RecalledTurn",
         "Reply",
         "Revision",
         "Role",
         "RollbackReceipt",
         "Score",
+        "Stale",
         "State",
         "Summary",
+        "TokenAlternative",
+        "TokenLogProbability",
         "Turn",
         "UnreachableError",
+        "UpdateMode",
         "VerifyReceipt",
     ]
     public = {name for name in vars(Memfold) if not name.startswith("_")}
@@ -192,11 +204,81 @@ async def test_a_reply_streams_and_ends_with_a_summary(aclient, here):
     assert reply.summary.finish_reason is FinishReason.END_OF_TURN
     assert reply.summary.time_to_first_token_s == pytest.approx(0.005)
     assert reply.summary.revision is None
+    assert (reply.summary.memory_influence, reply.summary.update, reply.tokens) == (None, UpdateMode.READ_ONLY, [])
     request = here[1].seen[-1][1]
     assert (request.memory, request.memory_options.gain, request.memory_options.window_tokens) == (str(NAME), 0.5, 7)
     assert (request.sampling.seed, list(request.sampling.stop)) == (3, ["\n"])
     assert await aclient.generate("Hello").text() == "Lisbon"
     assert not here[1].seen[-1][1].memory_options.HasField("gain")
+
+
+async def test_every_option_of_a_generation_reaches_the_reader(aclient, here):
+    revision = Revision("0123456789ab", 7)
+    await aclient.generate(
+        "Where?",
+        memory="alice",
+        min_revision=revision,
+        stale=Stale.FOLD_INLINE,
+        update=UpdateMode.ONLINE,
+        report_influence=True,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        stop_tokens=[3, 5],
+        top_logprobs=0,
+    ).text()
+    said = here[1].seen[-1][1]
+    assert said.memory_options == pb.MemoryOptions(
+        min_revision=str(revision),
+        stale=pb.STALE_FOLD_INLINE,
+        update=pb.UPDATE_MODE_ONLINE,
+        report_influence=True,
+    )
+    assert said.sampling == pb.Sampling(temperature=0.5, top_p=0.9, top_k=40, stop_tokens=[3, 5], top_logprobs=0)
+    await aclient.score(["a"], messages="Who?", memory="alice", stale=Stale.ALLOW)
+    assert here[1].seen[-1][1].memory_options.stale == pb.STALE_ALLOW
+
+
+async def test_what_the_reader_says_of_tokens_and_of_the_whole_comes_through(aclient, here, kit):
+    here[1].deltas = [
+        pb.TextDelta(tokens=[pb.TokenLogProbability(token=7, text="\ufffd", log_probability=-0.5)]),
+        pb.TextDelta(
+            text="ä",
+            tokens=[
+                pb.TokenLogProbability(
+                    token=8,
+                    text="ä",
+                    log_probability=-1.5,
+                    top=[pb.TokenAlternative(token=9, text="b", log_probability=-0.25)],
+                )
+            ],
+        ),
+    ]
+    here[1].summary = pb.GenerationSummary(
+        revision="0123456789ab.7",
+        finish_reason=pb.FINISH_REASON_STOP,
+        stale=True,
+        folded_inline_turns=3,
+        memory_influence=0,
+        reused_prompt_tokens=11,
+        update=pb.UPDATE_MODE_ONLINE,
+    )
+    reply = aclient.generate("Hello", top_logprobs=1)
+    assert [piece async for piece in reply] == ["ä"]
+    expected = [
+        TokenLogProbability(7, "\ufffd", -0.5, ()),
+        TokenLogProbability(8, "ä", -1.5, (TokenAlternative(9, "b", -0.25),)),
+    ]
+    summary = reply.summary
+    assert reply.tokens == expected
+    assert (summary.stale, summary.folded_inline_turns, summary.memory_influence) == (True, 3, 0.0)
+    assert (summary.reused_prompt_tokens, summary.update) == (11, UpdateMode.ONLINE)
+
+    def talk():
+        with Memfold(here[0], kit.KEY) as client, client.generate("Hello", top_logprobs=1) as reply:
+            return list(reply), reply.tokens, reply.summary
+
+    assert await asyncio.to_thread(talk) == (["ä"], expected, summary)
 
 
 async def test_the_blocking_reply_is_the_same(here, kit):

@@ -10,8 +10,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from memfold import telemetry
 from memfold.api.errors import MemoryNotFoundError, ModelLoadingError, PromptTooLongError
 from memfold.api.v1 import generation_service_pb2 as pb
-from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
-from memfold.rpc.server import Server
 from memfold_gateway.gateway import gateway
 
 ALICE = "tenants/acme/memories/alice"
@@ -132,8 +130,7 @@ async def test_without_a_reader_the_reason_says_so(api, kit):
 async def test_a_reader_that_stops_in_the_middle_is_noticed_and_its_successor_is_used(
     gateway_redis, store, kit, tmp_path
 ):
-    first = Server("127.0.0.1:0", grace_s=0.1)
-    first.add(add_GenerationServiceServicer_to_server, kit.StubReader())
+    first = kit.reader_server(kit.StubReader())
     address = await first.start()
     settings = kit.settings(tmp_path, gateway_redis.url, address)
     async with gateway(settings) as server, grpc.aio.insecure_channel(server.address) as channel:
@@ -144,8 +141,7 @@ async def test_a_reader_that_stops_in_the_middle_is_noticed_and_its_successor_is
         found = await kit.failure(call.read())
         assert (found.code, found.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
         assert (await kit.failure(api.generation.GetModel(pb.GetModelRequest()))).reason == "READER_UNAVAILABLE"
-        second = Server(address, grace_s=0.1)
-        second.add(add_GenerationServiceServicer_to_server, kit.StubReader())
+        second = kit.reader_server(kit.StubReader(), listen=address)
         await second.start()
         reasons = set()
         async with asyncio.timeout(15):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import struct
 import threading
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -259,17 +260,42 @@ def test_what_cannot_be_ends_in_one_line_and_code_1(run):
         ["rollback", "alice", "0123456789ab.2", "--yes"],
         ["revisions", "nobody"],
         ["operations", "nobody"],
+        ["rebuild", "alice", "--fingerprint", "ef" * 32],
+        ["create", "alice"],
+        ["update", "nobody", "--ttl", "30d"],
     ):
         said = run(*command, code=1)
         assert said.startswith("memfold: ")
         assert len(said.splitlines()) == 1
 
 
+def test_an_unknown_model_is_answered_at_once_with_those_there_are(run, kit):
+    started = time.monotonic()
+    assert f"there are {kit.CARD.fingerprint}" in run("rebuild", "alice", "--fingerprint", "ef" * 32, code=1)
+    assert time.monotonic() < started + 3, "it was not asked again and again"
+
+
+def test_what_a_memory_is_called_and_how_long_it_is_kept_can_be_said_and_changed(run):
+    assert run("create", "dora", "--ttl", "30d", "--label", "team=a", "--json")["labels"] == {"team": "a"}
+    said = run(
+        "update", "dora", "--display-name", "Dora", "--label", "tier=gold", "--retention", "90d", "--keep-last", "8"
+    )
+    for words in ("Dora", "team=a", "tier=gold", "30 days after its last turn", "after 90 days", "newest 8 states"):
+        assert words in said, "what was not named has stayed"
+    changed = run("update", "dora", "--ttl", "never", "--remove-label", "team", "--display-name", "", "--json")
+    assert changed["policy"] == {"ttl_s": 0, "retention_s": 90 * 86_400, "keep_last": 8}
+    assert (changed["labels"], changed["display_name"]) == ({"tier": "gold"}, "")
+    assert run("update", "dora", "--ttl", "never", "--json")["policy"] == changed["policy"], (
+        "the same again is no error"
+    )
+    assert run("delete", "dora", "--yes", "--json")["name"].endswith("/dora")
+
+
 def test_show_tells_of_policy_and_origin(run, client):
     client.wait_operation(client.fork("alice", "bob"))
     client.update_memory("bob", policy=Policy(ttl_s=3600))
     said = run("show", "bob")
-    for words in ("forked from", str(NAME), "3,600 s after its last turn", "the newest 4 states"):
+    for words in ("forked from", str(NAME), "1 hour after its last turn", "the newest 4 states"):
         assert words in said
     assert run("show", "bob", "--json")["policy"] == {"ttl_s": 3600, "retention_s": 0, "keep_last": 4}
     assert run("turns", "bob", "--json")[0]["id"] == "t1"

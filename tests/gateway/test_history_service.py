@@ -254,7 +254,9 @@ async def test_a_rebuild_serves_the_old_state_until_the_new_model_has_caught_up(
     card = ModelCard(**{name: getattr(kit.CARD, name) for name in ModelCard.__slots__} | {"fingerprint": OTHER_MODEL})
     await store.register_model(card, default=False)
     unknown = pb.RebuildMemoryRequest(name=ALICE, fingerprint="ef" * 32)
-    assert (await kit.failure(api.history.RebuildMemory(unknown))).reason == "MODEL_LOADING"
+    refused = await kit.failure(api.history.RebuildMemory(unknown))
+    assert (refused.code, refused.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    assert OTHER_MODEL in refused.message, "it says what models there are"
     request = pb.RebuildMemoryRequest(name=ALICE, fingerprint=OTHER_MODEL)
     operation = (await api.history.RebuildMemory(request)).operation
     assert not operation.done
@@ -273,6 +275,7 @@ async def test_a_rebuild_serves_the_old_state_until_the_new_model_has_caught_up(
 async def test_a_verification_waits_for_whoever_has_the_model(api, kit, store, alice):
     operation = (await api.history.VerifyMemory(pb.VerifyMemoryRequest(name=ALICE))).operation
     assert (operation.done, operation.progress.stage) == (False, "refold")
+    assert await store.due_operations(10) == [(MemoryName.parse(ALICE), id_of(operation))], "due at once"
     await store.finish_verify(MemoryName.parse(ALICE), id_of(operation), ok=True, relative_error=1.5e-7)
     receipt = (await finished(api, kit, store, operation)).verify
     kept = (await api.history.ListRevisions(pb.ListRevisionsRequest(memory=ALICE))).revisions[0]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from memfold_kernels.delta_scan import naive as scan
-from memfold_kernels.delta_step import StepWeights, read, steer, step_buffers
+from memfold_kernels.delta_step import StepWeights, cpu_reads, read, steer, step_buffers
 
 ROWS, HIDDEN = 3, 20
 OUTS = {"q": 12, "k": 6, "v": 6, "o": 20}
@@ -131,3 +131,38 @@ def test_errors_name_what_was_expected_and_what_was_given() -> None:
         steer(weights, pool, slots, buffers, writes=torch.ones(3))
     with pytest.raises(ValueError, match=r"k must have q's shape"):
         stacked({**p, "k": p["k"][1:]}, 1)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize(("rows", "heads", "rank", "hidden"), [(1, 1, 8, 33), (5, 4, 8, 128), (3, 2, 5, 7)])
+def test_what_is_compiled_for_rows_that_only_read_reads_the_same(
+    rows: int, heads: int, rank: int, hidden: int, normalized: bool
+) -> None:
+    g = torch.Generator().manual_seed(rows)
+    x, query = torch.randn(rows, 1, hidden, generator=g), torch.randn(heads * rank, hidden, generator=g)
+    states = torch.randn(rows, heads, rank, rank, generator=g)
+    x[-1] = 0.0  # a query without a direction
+    assert cpu_reads.takes(x, query, states)
+    found = cpu_reads.read(x, query, states, normalized)
+    q = linear(x.double(), query.double()).view(rows, heads, rank)
+    q = normalize(q.tanh(), dim=-1, eps=1e-6) if normalized else q
+    wanted = torch.einsum("bhij,bhj->bhi", states.double(), q)[:, None]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_stays_in_its_row() -> None:
+    x, query, states = torch.ones(3, 1, 4), torch.ones(4, 4), torch.ones(3, 1, 4, 4)
+    x[1], states[2] = torch.nan, torch.inf
+    found = cpu_reads.read(x, query, states, normalize=True)
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+    assert found[2].isinf().all()
+
+
+def test_what_is_large_or_of_another_form_is_left_to_others() -> None:
+    x, query, states = torch.zeros(2, 1, 8), torch.zeros(8, 8), torch.zeros(2, 1, 8, 8)
+    assert cpu_reads.takes(x, query, states)
+    assert not cpu_reads.takes(torch.zeros(2, 2, 8), query, states)
+    assert not cpu_reads.takes(x.double(), query, states)
+    assert not cpu_reads.takes(x, query, states.mT)
+    assert not cpu_reads.takes(torch.zeros(2, 1, 1 << 18), torch.zeros(8, 1 << 18), states)

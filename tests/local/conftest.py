@@ -10,6 +10,8 @@ if os.environ.get("FAKE_BREAKS") == name:
     print("cannot find the model", flush=True)
     sys.exit(3)
 
+print("readers at", os.environ.get("MEMFOLD_READER_TARGET"), "threads", os.environ.get("MEMFOLD_THREADS"), flush=True)
+
 def stop(*_):
     with open(os.environ["FAKE_STOPS"], "a") as stops:
         stops.write(name + "\\n")

@@ -62,8 +62,35 @@ def test_whoever_takes_requests_stops_first_and_whoever_holds_data_last(tmp_path
     with Platform.start(settings(tmp_path)) as platform:
         pids = [member.pid for member in platform.members]
         assert [member.name for member in platform.members] == ["redis", "writer", "reader", "gateway"]
-    assert (tmp_path / "stops").read_text().split() == ["gateway", "reader", "writer"]
+    first, *rest = (tmp_path / "stops").read_text().split()
+    assert first == "gateway"
+    assert sorted(rest) == ["reader", "writer"]
     assert not any(alive(pid) for pid in pids)
+
+
+def test_several_readers_and_writers_run_side_by_side_and_the_gateway_knows_all_readers(
+    tmp_path, fake_services, monkeypatch
+):
+    monkeypatch.setattr("memfold.local.settings.os.cpu_count", lambda: 10)
+    many = PlatformSettings(tmp_path / "data", listen=ANY_PORT, readers=2, writers=3)
+    with Platform.start(many) as platform:
+        members = {member.name: member for member in platform.members}
+        assert list(members) == ["redis", "writer-1", "writer-2", "writer-3", "reader-1", "reader-2", "gateway"]
+        readers = ",".join(members[name].address() for name in ("reader-1", "reader-2"))
+        assert f"readers at {readers} " in members["gateway"].log.read_text()
+        assert "threads 2" in members["reader-2"].log.read_text()
+        assert len({member.log for member in platform.members}) == 7
+    assert sorted((tmp_path / "stops").read_text().split()) == ["gateway", *["reader"] * 2, *["writer"] * 3]
+
+
+def test_all_who_compute_are_asked_to_stop_before_any_is_waited_for(tmp_path, fake_services):
+    script = fake_services / "memfold-writer"
+    wait = "while open(os.environ['FAKE_STOPS']).read().count('writer') < 3: time.sleep(0.01)"
+    script.write_text(script.read_text().replace("sys.exit(0)", f"{wait}\n    sys.exit(0)"))
+    with Platform.start(PlatformSettings(tmp_path / "data", listen=ANY_PORT, writers=3)) as platform:
+        writers = [member for member in platform.members if member.name.startswith("writer")]
+    assert [writer.returncode() for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "stops").read_text().count("writer") == 3
 
 
 def test_each_process_is_announced_once_as_it_begins_to_serve(tmp_path, fake_services):

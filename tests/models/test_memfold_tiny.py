@@ -7,7 +7,7 @@ import torch
 
 from memfold_osam.serving import ServedModel, embedded_model, load_served_model
 from memfold_training.adapter import WriteThenRead
-from memfold_training.episodes import TurnEncoder
+from memfold_training.encoder import TurnEncoder
 from memfold_training.score import from_context, from_state
 
 SEED = 77_000_000

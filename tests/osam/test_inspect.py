@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 import torch
@@ -119,6 +123,40 @@ def test_the_card_tells_the_backbones_size(tmp_path: Path) -> None:
     assert told["backbone"]["parameters"] == seen["backbone"]["parameters"] == model.num_parameters()
     for name, costs in told["serving"].items():
         assert costs["least_ram_bytes"] == seen["serving"][name]["least_ram_bytes"]
+
+
+def test_a_hub_that_is_not_there_is_asked_once_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def gone(request: Request, timeout: float) -> None:
+        asked.append((request.full_url, timeout))
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setattr("urllib.request.urlopen", gone)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    path = str(embedded_model() / "adapter")
+    with pytest.raises(ValueError, match=r"nobody/no-such-model is no backbone: .*cannot be reached"):
+        inspect_adapter(path, "nobody/no-such-model")
+    assert len(asked) == 1
+    assert asked[0][0].endswith("/nobody/no-such-model/resolve/main/config.json")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids"):
+        inspect_adapter(path, "nobody/no-such-model")
+    with pytest.raises(ValueError, match="there is no such directory"):
+        inspect_adapter(path, "./nobody")
+    assert len(asked) == 1
+    assert not caplog.records
+
+
+def test_a_bare_adapter_is_told_without_the_slow_libraries(tmp_path: Path) -> None:
+    adapter(qwen(), tmp_path, AdapterConfig(rank=4))
+    code = (
+        "import sys; from memfold_osam.inspect import inspect_adapter;"
+        f"inspect_adapter({str(tmp_path)!r}); sys.exit('transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_experts_are_all_counted(tmp_path: Path) -> None:

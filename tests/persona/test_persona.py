@@ -49,6 +49,22 @@ def test_the_newest_value_is_the_answer() -> None:
             assert question.value in question.answer
 
 
+def test_a_fact_may_change_several_times_and_the_last_value_said_is_the_answer() -> None:
+    for seed in range(20):
+        dialogue = generate(seed, facts=2, changes=1, times=3)
+        assert len(dialogue.lines) == 2 * (2 + 3)
+        said = [line.content for line in dialogue.lines if line.role == "user"]
+        last = {q.attribute: max(i for i, text in enumerate(said) if q.value in text) for q in dialogue.questions}
+        assert max(last.values()) == len(said) - 1
+
+
+def test_strange_talk_has_words_of_no_language_and_leaves_the_rest_as_it_was() -> None:
+    plain, strange = (generate(3, facts=2, small_talk=4, talk_at_end=True, strange=share) for share in (0.0, 1.0))
+    assert plain.lines[:4] == strange.lines[:4]
+    assert {q.value for q in plain.questions} == {q.value for q in strange.questions}
+    assert not {line.content for line in plain.lines[4:]} & {line.content for line in strange.lines[4:]}
+
+
 def test_what_was_never_told_is_answered_so() -> None:
     (question,) = generate(1, facts=0, unknown=1).questions
     assert question.answer == UNKNOWN_ANSWER

@@ -41,10 +41,14 @@ class Cli:
 
     environment: dict[str, str]
 
+    @staticmethod
+    def command(*args: str, data_dir: Path | None = None) -> list[str]:
+        """A command line."""
+        return [*COMMAND, *(["--data-dir", str(data_dir)] if data_dir else []), *args]
+
     def run(self, *args: str, stdin: str = "", data_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
-        options = ["--data-dir", str(data_dir)] if data_dir else []
         return subprocess.run(
-            [*COMMAND, *options, *args],
+            self.command(*args, data_dir=data_dir),
             input=stdin,
             capture_output=True,
             text=True,
@@ -54,10 +58,10 @@ class Cli:
         )
 
     @contextmanager
-    def up(self, data_dir: Path) -> Iterator[Running]:
+    def up(self, data_dir: Path, *args: str) -> Iterator[Running]:
         """A platform in the foreground of another process."""
         with subprocess.Popen(
-            [*COMMAND, "up", "--json", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir)],
+            [*COMMAND, "up", "--json", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -83,6 +83,7 @@ def test_a_memory_can_be_shown_listed_and_deleted(memfold):
     assert "shown" in [m["name"].rpartition("/")[2] for m in json.loads(memfold("memories", "--json").stdout)]
     assert "shown" in memfold("memories").stdout
     assert "user: I live in Oslo." in memfold("turns", "shown").stdout
+    assert "sound at" in memfold("verify", "shown").stdout
 
     assert memfold("delete", "shown").returncode == 2
     assert memfold("delete", "shown", "--yes").returncode == 0
@@ -100,6 +101,15 @@ def test_chat_answers_a_pipe_line_by_line_and_both_sides_become_turns(memfold):
     turns = json.loads(memfold("turns", "piped", "--json").stdout)
     assert [t["content"] for t in turns if t["role"] == "user"] == ["Hello", "And again"]
     assert "never" not in done.stdout
+
+
+def test_chat_says_what_an_answer_rests_on_where_that_is_asked_for(memfold):
+    options = ["--summary", "--online", "--stale", "fold_inline", "--temperature", "1", "--top-k", "5", "--seed", "7"]
+    done = memfold("chat", "accounted", "--max-tokens", "4", *options, stdin="Hello\nAnd again\n")
+    assert done.returncode == 0, done.stderr
+    accounts = [line for line in done.stdout.splitlines() if "nats" in line]
+    assert [line.split(",")[0].rpartition(".")[2] for line in accounts] == ["0", "2"]
+    assert all("tokens" in line and "first after" in line for line in accounts)
 
 
 def test_a_wrong_key_is_one_line_with_a_hint(memfold, platform):

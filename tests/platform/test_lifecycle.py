@@ -30,7 +30,8 @@ def test_the_platform_stops_as_a_whole_remembers_across_restarts_and_names_who_d
         assert not any(alive(pid) for pid in first.pids.values())
     assert "memfold up" in cli.run("memories", data_dir=tmp_path).stderr
 
-    with cli.up(tmp_path) as second:
+    with cli.up(tmp_path, "--readers", "2") as second:
+        assert sorted(second.pids) == ["gateway", "reader-1", "reader-2", "redis", "writer"]
         assert second.api_key == first.api_key
         chatted = cli.run("chat", "ann", "--max-tokens", "4", stdin="Where do I live?\n", data_dir=tmp_path)
         assert chatted.returncode == 0, chatted.stderr

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
 import torch
 
+from memfold.api.errors import MemfoldError
 from memfold.api.v1 import generation_service_pb2 as pb
 from memfold.api.v1.generation_service_pb2_grpc import (
     GenerationServiceStub,
@@ -26,10 +29,13 @@ from memfold_osam.serving import ServedModel
 from memfold_osam.state import OsamState, state_to_bytes
 from memfold_osam.testing import tiny_random_model
 from memfold_osam.turns import Message
+from memfold_reader.detokenize import Detokenizer, StopScanner
 from memfold_reader.engine import Engine
 from memfold_reader.reader import Reader
-from memfold_reader.reply import Finished
+from memfold_reader.reply import Finished, Piece, Reply
 from memfold_reader.runner import Runner
+from memfold_reader.sampling import Sampler, SamplingOptions
+from memfold_reader.sequence import Steering
 from memfold_reader.service import GenerationService
 
 PLACES = 20
@@ -57,6 +63,81 @@ async def store(redis_url, served) -> AsyncIterator[Store]:
     )
     yield store
     await store.close()
+
+
+class Kept:
+    """An outbox that keeps everything for the test to look at, and pauses its sequence when it is told to."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.error: MemfoldError | None = None
+        self.is_closed = False
+        self.is_full = False
+        self.taken_at = 0.0
+
+    def has_room(self) -> bool:
+        return not self.is_full
+
+    def put(self, item: Any) -> None:
+        self.items.append(item)
+
+    def close(self, error: MemfoldError | None = None) -> None:
+        self.error, self.is_closed = error, True
+
+
+class ByHand:
+    """An engine without its thread: the test takes each step, so that what happens is the same every time."""
+
+    def __init__(self, served: ServedModel, *, places: int = PLACES, prefix_bytes: int = 0) -> None:
+        self.served = served
+        self.engine = Engine(Runner(served, prefix_bytes=prefix_bytes), places=places, on_broken=lambda: None)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        state: torch.Tensor | None = None,
+        gain: float = 1.0,
+        tenant: str = "",
+        **options,
+    ) -> Reply:
+        """A reply that says ``max_tokens`` tokens, whatever they are; ``state`` (layers, heads, r, r)."""
+        steering = {
+            name: options.pop(name) for name in ("unread", "digest", "write_from", "segments") if name in options
+        }
+        influence, sampling = options.pop("influence", False), SamplingOptions(**{"max_tokens": 24} | options)
+        reply = Reply(
+            prompt,
+            max_tokens=sampling.max_tokens,
+            end_ids=frozenset(),
+            stop_ids=frozenset(sampling.stop_tokens),
+            steering=None if state is None else Steering(OsamState(state.unsqueeze(1)), gain, **steering),
+            sampler=Sampler(sampling),
+            detokenizer=Detokenizer(self.served.tokenizer),
+            stops=StopScanner(sampling.stop),
+            outbox=Kept(),
+            deadline=math.inf,
+            tenant=tenant,
+            top_logprobs=sampling.top_logprobs,
+            influence=influence,
+        )
+        self.engine.submit(reply)
+        return reply
+
+    def step(self) -> None:
+        self.engine._step()
+
+    def finish(self, *replies: Reply) -> list[list[int]]:
+        """Step until nothing is open; the tokens of each reply."""
+        while self.engine.open_count:
+            self.step()
+        assert all(reply._outbox.error is None for reply in replies)
+        return [reply.generated for reply in replies]
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[..., ByHand]:
+    return ByHand
 
 
 @pytest.fixture
@@ -121,7 +202,7 @@ def remember(append, commit) -> Callable[..., Awaitable[MemoryName]]:
 
 @pytest.fixture
 async def reader(served, store, engine) -> AsyncIterator[Reader]:
-    reader = Reader(served, store, engine)
+    reader = Reader(served, store, engine, inline_tokens=4096)
     yield reader
     reader.close()
 
@@ -155,6 +236,7 @@ class Said:
     text: str
     pieces: list[str]
     summary: pb.GenerationSummary
+    tokens: list[pb.TokenLogProbability]
 
 
 @pytest.fixture
@@ -164,11 +246,13 @@ def ask(running) -> Callable[..., Awaitable[Said]]:
     async def ask(text: str = "Where do I live?", *, timeout: float = 60, **fields) -> Said:  # noqa: ASYNC109
         request = pb.GenerateRequest(messages=[pb.Message(role="user", content=text)], **fields)
         pieces: list[str] = []
+        tokens: list[pb.TokenLogProbability] = []
         try:
             async for response in running.stub.Generate(request, timeout=timeout):
                 if response.WhichOneof("event") == "summary":
-                    return Said("".join(pieces), pieces, response.summary)
+                    return Said("".join(pieces), pieces, response.summary, tokens)
                 pieces.append(response.delta.text)
+                tokens += response.delta.tokens
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from None
         raise AssertionError("a stream without a summary")
@@ -181,9 +265,10 @@ def collect() -> Callable[..., Awaitable[tuple[str, Finished]]]:
     """The text of an answer, and how it ended."""
 
     async def collect(answer) -> tuple[str, Finished]:
-        items = [item async for item in answer]
-        assert isinstance(items[-1], Finished)
-        return "".join(items[:-1]), items[-1]
+        *pieces, finished = [item async for item in answer]
+        assert isinstance(finished, Finished)
+        assert all(isinstance(piece, Piece) for piece in pieces)
+        return "".join(piece.text for piece in pieces), finished
 
     return collect
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import math
 import threading
 import time
@@ -12,17 +14,19 @@ import torch
 
 from memfold.api.errors import DeadlineError, MemfoldError, ReaderUnavailableError, ShuttingDownError
 from memfold_reader import work as work_module
-from memfold_reader.engine import WAITING_PER_PLACE, Engine
+from memfold_reader.engine import Engine
+from memfold_reader.load import Load, Rate
 from memfold_reader.outbox import Outbox
 from memfold_reader.runner import Runner
-from memfold_reader.work import Work
+from memfold_reader.scheduler import WAITING_PER_PLACE
+from memfold_reader.sequence import Sequence
 
 
-class Counting(Work):
+class Counting(Sequence):
     """Counts to ``last``, one number a step."""
 
     def __init__(self, engine: Engine, last: int, *, deadline: float = math.inf, capacity: int = 4) -> None:
-        super().__init__(deadline)
+        super().__init__([7, 8], steering=None, deadline=deadline)
         self.outbox: Outbox[int] = Outbox(capacity, engine.wake)
         self.last = last
         self.steps = 0
@@ -30,8 +34,15 @@ class Counting(Work):
     def can_step(self) -> bool:
         return self.outbox.has_room()
 
-    def step(self, runner: Runner) -> bool:
+    def wanted(self, count: int) -> int:
+        return 1
+
+    def take(self, logits: torch.Tensor, best: list[int]) -> bool:
         self.steps += 1
+        self.tokens = [7] * (self.row.length + 1)
+        if self.row.length > 64:
+            self.row.rewind(1)
+            self.tokens = [7, 8]
         self.outbox.put(self.steps)
         if self.steps == self.last:
             self.outbox.close()
@@ -47,7 +58,7 @@ class Counting(Work):
 class Faulty(Counting):
     error: Exception = RuntimeError("a secret text")
 
-    def step(self, runner: Runner) -> bool:
+    def take(self, logits: torch.Tensor, best: list[int]) -> bool:
         raise self.error
 
 
@@ -136,6 +147,32 @@ async def test_a_client_that_takes_nothing_for_long_loses_its_place(engine, even
         await work.rest()
 
 
+async def test_a_client_that_takes_a_little_now_and_then_keeps_its_place(by_hand, served):
+    playing = by_hand(served)
+    reply = playing.submit([5, 6, 7])
+    playing.step()
+    reply._outbox.is_full = True
+    long_ago = reply._moved_at = time.monotonic() - 2 * work_module.STALL_S
+    assert reply.overdue(time.monotonic()) is not None
+    reply._outbox.taken_at = long_ago + 1.5 * work_module.STALL_S
+    assert reply.overdue(time.monotonic()) is None
+
+
+async def test_an_outbox_that_was_full_lets_half_of_it_be_taken_first():
+    woken = []
+    outbox: Outbox[int] = Outbox(4, lambda: woken.append(True))
+    for number in range(4):
+        assert outbox.has_room()
+        outbox.put(number)
+    items, room = aiter(outbox), []
+    for _ in range(4):
+        assert not outbox.has_room() or room[-1]
+        await anext(items)
+        room.append(outbox.has_room())
+    assert room == [False, False, True, True]
+    assert woken
+
+
 async def test_a_fault_ends_its_own_request_only(engine, caplog):
     faulty, sound = Faulty(engine, 5), Counting(engine, 50)
     engine.submit(sound)
@@ -185,3 +222,119 @@ async def test_stopping_ends_what_is_open(served):
             await work.rest()
     with pytest.raises(ShuttingDownError):
         engine.submit(Counting(engine, 1))
+
+
+async def test_draining_hands_back_what_waits_and_finishes_what_runs(engine, eventually):
+    works = [Counting(engine, 50) for _ in range(5)]
+    for work in works:
+        engine.submit(work)
+    await eventually(lambda: works[0].steps == works[1].steps == 4)
+    engine.drain()
+    for work in works[2:]:
+        with pytest.raises(ShuttingDownError):
+            await work.rest()
+    with pytest.raises(ShuttingDownError):
+        engine.submit(Counting(engine, 1))
+    assert await asyncio.gather(*(work.rest() for work in works[:2])) == [list(range(1, 51))] * 2
+
+
+async def test_a_function_runs_on_the_engines_thread_between_two_steps(engine):
+    busy = Counting(engine, 10**9, capacity=10**9)
+    engine.submit(busy)
+    names = [await engine.call(lambda: threading.current_thread().name) for _ in range(3)]
+    assert names == ["engine"] * 3
+
+    def stumble() -> None:
+        raise LookupError("not there")
+
+    with pytest.raises(LookupError, match="not there"):
+        await engine.call(stumble)
+    busy.cancel()
+    engine.wake()
+    assert await engine.call(lambda: 1) == 1  # also with nothing else to do
+
+
+async def test_a_function_that_never_had_its_turn_is_told_so(served):
+    engine = Engine(Runner(served), places=1, on_broken=lambda: None)
+    call = asyncio.create_task(engine.call(lambda: 1))
+    await asyncio.sleep(0)
+    engine.start()
+    await asyncio.to_thread(engine.stop)
+    with contextlib.suppress(ShuttingDownError):
+        assert await call == 1
+    with pytest.raises(ShuttingDownError):
+        await engine.call(lambda: 1)
+
+
+async def test_the_load_tells_who_is_in_and_what_is_held(engine, eventually):
+    assert engine.load() == Load(active=0, waiting=0, slots=2, kv_tokens=0, tokens_per_s=0.0)
+    works = [Counting(engine, 100) for _ in range(5)]
+    for work in works:
+        engine.submit(work)
+    await eventually(lambda: works[0].steps == works[1].steps == 4)
+    load = engine.load()
+    assert (load.active, load.waiting, load.slots) == (2, 3, 2)
+    assert load.tokens_per_s > 0
+    for work in works:
+        work.cancel()
+    engine.wake()
+    await eventually(lambda: engine.load().kv_tokens == engine.load().active == 0)
+
+
+def test_a_rate_fades():
+    rate = Rate(0.0)
+    for second in range(100):
+        rate.add(10, float(second))
+    assert rate.at(99.5) == pytest.approx(10, rel=0.15)
+    assert rate.at(200.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_whatever_way_a_request_ends_nothing_of_it_stays(by_hand, served, random_state):
+    playing = by_hand(served, places=4)
+    runner = playing.engine._runner
+    replies = [playing.submit([5, 6, 7], state=random_state(n), max_tokens=5 + n) for n in range(8)]
+    for _ in range(3):
+        playing.step()
+    assert runner.held > 0
+    replies[0].cancel()
+    replies[1].deadline = 0.0
+    replies[2].take = None  # a fault
+    playing.finish(*replies[3:])
+    assert runner.held == 0
+    assert len(runner._steerer._states._free) == runner._steerer._states._pool.shape[1] - 1
+    assert not playing.engine._scheduler._service
+
+
+def test_a_batch_that_fails_ends_only_those_who_fail_alone(by_hand, served, random_state, monkeypatch, caplog):
+    jobs = [{"prompt": [5 + n, 6, 7], "state": random_state(n)} for n in range(4)]
+    alone = by_hand(served)
+    expected = [alone.finish(alone.submit(**job))[0] for job in jobs]
+    playing = by_hand(served)
+    replies = [playing.submit(**job) for job in jobs]
+    runner, bad, steps = playing.engine._runner, replies[2], itertools.count()
+    forward = runner._forward
+
+    def fail(tokens, inputs, keep):
+        if len(bad.generated) > 5 and ((len(tokens) > 1 and next(steps) < 3) or tokens == [[bad.tokens[-1]]]):
+            raise RuntimeError("cannot")
+        return forward(tokens, inputs, keep)
+
+    monkeypatch.setattr(runner, "_forward", fail)
+    while playing.engine.open_count:
+        playing.step()
+    said = [reply.generated for reply in replies]
+    assert [said[n] for n in (0, 1, 3)] == [expected[n] for n in (0, 1, 3)]
+    assert isinstance(bad._outbox.error, MemfoldError)
+    assert said[2] == expected[2][: len(said[2])]
+    assert "a batch of 4 failed" in caplog.text
+
+
+def test_a_memory_that_has_become_infinite_spoils_its_own_reply_only(by_hand, served, random_state):
+    jobs = [{"prompt": [5 + n, 6, 7], "state": random_state(n), "max_tokens": 30} for n in range(3)]
+    alone, playing = by_hand(served), by_hand(served, places=4)
+    expected = [alone.finish(alone.submit(**job))[0] for job in jobs]
+    spoiled = random_state(5) * torch.inf
+    for _ in range(2):  # the second round takes over the places that the spoiled rows leave
+        ill = [playing.submit([9] * 40, state=spoiled, max_tokens=n) for n in (3, 9)]
+        replies = [playing.submit(**job) for job in jobs]
+        assert playing.finish(*ill, *replies)[2:] == expected

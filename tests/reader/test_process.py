@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from memfold.api.v1 import generation_service_pb2 as pb
 from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceStub
 from memfold.local.redis_server import RedisServer
+from memfold.reader.v1 import load_service_pb2 as load_pb
+from memfold.reader.v1.load_service_pb2_grpc import LoadServiceStub
 from memfold.rpc.status import error_from
 from memfold_osam.testing import write_random_model
 
@@ -92,9 +95,17 @@ async def test_it_answers_once_it_is_ready_and_finishes_what_runs_when_it_is_tol
     async with grpc.aio.insecure_channel(address) as channel:
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert health.status == health_pb2.HealthCheckResponse.SERVING
+        words = aiter(LoadServiceStub(channel).WatchLoad(load_pb.WatchLoadRequest(), timeout=60))
+        word = await anext(words)
+        assert (word.readiness, word.active, word.waiting) == (load_pb.READINESS_SERVING, 0, 0)
+        assert word.slots > 0
         responses = aiter(GenerationServiceStub(channel).Generate(long, timeout=60))
         await anext(responses)
+        while word.active == 0:
+            word = await anext(words)
         reader.process.send_signal(signal.SIGTERM)
+        last = [word async for word in words][-1]
+        assert last.readiness == load_pb.READINESS_DRAINING
         rest = [response async for response in responses]
         assert rest[-1].summary.generated_tokens == 300
     assert await asyncio.wait_for(reader.process.wait(), 60) == 0
@@ -116,6 +127,9 @@ async def test_it_waits_for_its_store_and_outlives_it(start, tmp_path, eventuall
     late = await start(redis.url)
     await eventually(lambda: "waiting for the store" in late.log.read_text(), 60)
     assert not late.ready_file.exists()
+    async with grpc.aio.insecure_channel(re.findall(r"listening on (\S+)", late.log.read_text())[0]) as channel:
+        word = await LoadServiceStub(channel).WatchLoad(load_pb.WatchLoadRequest(), timeout=30).read()
+        assert word.readiness == load_pb.READINESS_LOADING
     late.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(late.process.wait(), 60) == 0
 

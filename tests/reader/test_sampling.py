@@ -54,3 +54,33 @@ def test_top_p_keeps_the_smallest_set_with_so_much_probability(top_p, kept):
 
 def test_a_tiny_temperature_is_greedy_and_not_a_fault():
     assert set(draws(20, temperature=1e-9, seed=0)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "kept"), [(1, {1}), (2, {1, 3}), (3, {1, 3, 4}), (5, {0, 1, 2, 3, 4}), (9, {0, 1, 2, 3, 4})]
+)
+def test_top_k_keeps_so_many_of_the_most_likely(top_k, kept):
+    assert set(draws(3_000, temperature=1.0, top_k=top_k, seed=0)) == kept
+
+
+def test_top_p_takes_its_share_of_what_top_k_leaves():
+    """Of 0.4, 0.3 and 0.15 the first is 0.47 and the first two are 0.82 of the whole."""
+    assert set(draws(3_000, temperature=1.0, top_k=3, top_p=0.46, seed=0)) == {1}
+    assert set(draws(3_000, temperature=1.0, top_k=3, top_p=0.82, seed=0)) == {1, 3}
+    assert set(draws(3_000, temperature=1.0, top_k=3, top_p=0.83, seed=0)) == {1, 3, 4}
+
+
+def test_what_top_k_leaves_comes_as_often_as_its_probability_says():
+    counts = torch.bincount(torch.tensor(draws(20_000, temperature=1.0, top_k=2, seed=0)), minlength=5) / 20_000
+    torch.testing.assert_close(counts, torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("flat", [0.01, 3.0], ids=["wider than a glance", "within a glance"])
+def test_a_nucleus_of_a_large_vocabulary_is_as_large_as_it_must_be(flat):
+    logits = torch.randn(5_000, generator=torch.Generator().manual_seed(0)) * flat
+    probabilities, tokens = logits.double().softmax(-1).sort(descending=True)
+    kept = 1 + int((probabilities.cumsum(-1)[:-1] < 0.6).sum())
+    sampler = Sampler(SamplingOptions(temperature=1.0, top_p=0.6, seed=0))
+    drawn = {sampler.draw(logits) for _ in range(600)}
+    assert drawn <= set(tokens[:kept].tolist())
+    assert len(drawn) > min(kept, 600) / 4

@@ -18,6 +18,9 @@ TALKATIVE = "a"  # to which the random model goes on and on
 LONG = pb.Sampling(max_tokens=1500)
 
 
+OF_MEMORY = {"memory": "tenants/t/memories/m", "text": "a", "continuations": ["b"]}
+
+
 def greedy(max_tokens: int = 16) -> pb.Sampling:
     return pb.Sampling(max_tokens=max_tokens)
 
@@ -174,11 +177,18 @@ async def test_a_memory_of_another_model_is_a_mismatch(ask, append, store, serve
         ("sampling.temperature", {"sampling": pb.Sampling(temperature=-1)}),
         ("sampling.temperature", {"sampling": pb.Sampling(temperature=float("nan"))}),
         ("sampling.top_p", {"sampling": pb.Sampling(top_p=1.5)}),
+        ("sampling.top_k", {"sampling": pb.Sampling(top_k=-1)}),
+        ("sampling.top_logprobs", {"sampling": pb.Sampling(top_logprobs=-1)}),
+        ("sampling.top_logprobs", {"sampling": pb.Sampling(top_logprobs=21)}),
         ("sampling.max_tokens", {"sampling": pb.Sampling(max_tokens=-1)}),
         ("sampling.stop", {"sampling": pb.Sampling(stop=[""])}),
         ("memory_options.gain", {"memory_options": options(gain=float("inf"))}),
         ("memory_options.window_tokens", {"memory_options": options(window_tokens=-1)}),
+        ("memory_options.stale", {"memory_options": options(stale=9)}),
+        ("memory_options.update", {"memory_options": options(update=9)}),
         ("memory_options.min_revision", {"memory_options": options(min_revision="0123456789ab.1")}),
+        ("memory_options.update", {"memory_options": options(update=pb.UPDATE_MODE_ONLINE)}),
+        ("memory_options.report_influence", {"memory_options": options(report_influence=True)}),
         (
             "memory_options.min_revision",
             {"memory": "tenants/t/memories/m", "memory_options": options(min_revision="rubbish")},
@@ -202,6 +212,8 @@ async def test_a_bad_field_is_named(running, field, request_fields):
         {"text": "a", "continuations": [""]},
         {"text": "a", "continuations": ["b"], "memory_options": options(window_tokens=1)},
         {"messages": pb.MessageList(), "continuations": ["a"]},
+        {**OF_MEMORY, "memory_options": options(update=pb.UPDATE_MODE_ONLINE)},
+        {**OF_MEMORY, "memory_options": options(report_influence=True)},
     ],
 )
 async def test_a_score_without_a_meaning_is_refused(running, fields):

@@ -17,10 +17,16 @@ from memfold.api.convert import (
     operation_to_message,
     policy_from_message,
     policy_to_message,
+    stale_from_message,
+    stale_to_message,
     turn_from_message,
     turn_to_message,
+    update_mode_from_message,
+    update_mode_to_message,
 )
 from memfold.api.errors import DeadlineError, InvalidFieldError, MemoryExistsError
+from memfold.api.generation import Stale, UpdateMode
+from memfold.api.v1 import generation_service_pb2 as generation_pb
 from memfold.api.v1 import memory_service_pb2 as pb
 from memfold.api.values import (
     KeptRevision,
@@ -114,14 +120,23 @@ def operation(kind, **fields):
         ),
         (
             OperationKind.ROLLBACK,
-            {"revision": str(NEW), "restored_revision": str(OLD), "removed_turns": 3},
-            RollbackReceipt(NEW, OLD, 3),
+            {
+                "revision": str(NEW),
+                "restored_revision": str(OLD),
+                "removed_turns": 3,
+                "log_rewritten": True,
+                "files_rewritten": False,
+                "files_note": "refused",
+            },
+            RollbackReceipt(NEW, OLD, 3, True, False, "refused"),
         ),
         (
             OperationKind.FORGET,
             {
                 "revision": str(NEW),
                 "restored_revision": str(OLD),
+                "removed_turns": 2,
+                "ranges": [{"first": 2, "last": 2}, {"first": 5, "last": 5}],
                 "sequences": [2, 5],
                 "turn_ids": ["a", "b"],
                 "dropped_revisions": [3],
@@ -140,6 +155,8 @@ def operation(kind, **fields):
                 True,
                 False,
                 "refused",
+                2,
+                ((2, 2), (5, 5)),
             ),
         ),
         (
@@ -226,3 +243,22 @@ def test_a_model_says_how_large_its_states_are():
         [2, 1, 4, 4],
         ["one", "two"],
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "to_message", "from_message"),
+    [
+        ("stale", Stale, stale_to_message, stale_from_message),
+        ("update", UpdateMode, update_mode_to_message, update_mode_from_message),
+    ],
+)
+def test_closed_sets_survive_the_wire_and_have_a_default(field, kind, to_message, from_message):
+    for value in kind:
+        sent = generation_pb.MemoryOptions(**{field: to_message(value)}).SerializeToString()
+        assert from_message(getattr(generation_pb.MemoryOptions.FromString(sent), field)) is value
+    descriptor = generation_pb.MemoryOptions.DESCRIPTOR.fields_by_name[field].enum_type
+    assert len(descriptor.values) == len(kind) + 1
+    assert from_message(0) is next(iter(kind))
+    with pytest.raises(InvalidFieldError) as caught:
+        from_message(77)
+    assert caught.value.facts["field"] == f"memory_options.{field}"

@@ -1,5 +1,7 @@
 """What a memory's policy says is over is over; and nothing is left of what is deleted, in the store's files either."""
 
+from dataclasses import replace
+
 import pytest
 from redis import Redis
 
@@ -68,6 +70,32 @@ async def test_a_memory_ends_so_long_after_its_last_turn(plain_store, redis, nam
     with pytest.raises(MemoryNotFoundError):
         await plain_store.get_memory(name)
     assert not redis.exists(expires(name.partition))
+
+
+@pytest.mark.parametrize("removal", ["forget", "rollback"])
+async def test_what_is_removed_changes_nothing_about_when_a_memory_ends(plain_store, redis, name, folder, age, removal):
+    await plain_store.create_memory(name, policy=Policy(ttl_s=HOUR))
+    revision = (await plain_store.append(name, [folder.turn(1), folder.turn(2)])).revision
+    age(name, 2 * HOUR, HOUR / 2)
+    if removal == "forget":
+        await plain_store.forget(name, [2], expected_incarnation=revision.incarnation)
+    else:
+        await plain_store.rollback(name, replace(revision, sequence=1))
+    assert await plain_store.sweep_expired(10) == [], "its last turn came in half an hour ago"
+    due = redis.zscore(expires(name.partition), "acme/bob") / 1000 - redis.time()[0]
+    assert HOUR / 2 - 5 < due < HOUR / 2 + 5
+    meta = memory_keys(name, "").meta
+    redis.hincrby(meta, "append_ms", -1000 * HOUR)
+    redis.zadd(expires(name.partition), {"acme/bob": 0})
+    assert await plain_store.sweep_expired(10) == [(name, "deleted")]
+
+
+async def test_a_note_to_pass_over_a_turn_is_no_turn(plain_store, name, folder, age):
+    await plain_store.create_memory(name, policy=Policy(ttl_s=HOUR))
+    await plain_store.append(name, [folder.turn(1)])
+    age(name, 2 * HOUR)
+    await plain_store.skip_turn(name, 1)
+    assert await plain_store.sweep_expired(10) == [(name, "deleted")]
 
 
 async def test_a_turn_that_comes_in_at_the_last_moment_saves_the_memory(plain_store, name, folder, age, monkeypatch):

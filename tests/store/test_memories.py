@@ -1,12 +1,16 @@
 """Memories as things."""
 
 import asyncio
+import contextlib
+import itertools
+from dataclasses import replace
 
 import pytest
 
-from memfold.api.errors import MemoryExistsError, MemoryNotFoundError, ModelLoadingError, RevisionMismatchError
-from memfold.api.values import MemoryName
+from memfold.api.errors import MemoryExistsError, MemoryNotFoundError, ModelNotFoundError, RevisionMismatchError
+from memfold.api.values import MemoryName, Role, Turn
 from memfold.store import Anchor, Store
+from memfold.store.keys import index_entry, tenant_index
 
 
 async def test_a_new_memory_is_empty_and_says_so(store, name, card):
@@ -171,7 +175,7 @@ async def test_models_are_known_by_their_fingerprint(store, card):
     await store.register_model(second, default=False)
     assert await store.default_model() == card
     assert await store.model(second.fingerprint) == second
-    with pytest.raises(ModelLoadingError):
+    with pytest.raises(ModelNotFoundError, match=f"{card.fingerprint} .*, {second.fingerprint} "):
         await store.model("d" * 64)
 
 
@@ -192,3 +196,64 @@ def _everything(redis) -> str:
         b"stream": redis.xrange,
     }
     return repr([(key, readers[redis.type(key)](key)) for key in redis.scan_iter()])
+
+
+async def test_a_list_misses_no_memory_that_is_just_getting_another_incarnation(store, any_redis_url, name, folder):
+    other = await Store.open(any_redis_url)
+    await store.append(name, [folder.turn(1), folder.turn(2)], create=True)
+    get = other._on_each
+
+    async def late(script, names):
+        memory = await store.get_memory(name)
+        await store.forget(name, [1], expected_incarnation=memory.incarnation)
+        return await get(script, names)
+
+    other._on_each = late
+    assert [memory.name for memory in await other.list_memories(name.tenant)] == [name]
+    await other.close()
+
+
+async def test_a_list_shows_each_memory_once_and_none_that_is_not_there(plain_store, redis, name, folder):
+    """Entries of the index that crashes left behind: before a creation, behind a deletion, around a removal."""
+    index = tenant_index(name.tenant)
+    for memory in ("alice", "bob", "carol"):
+        await plain_store.append(MemoryName("acme", memory), [folder.turn(1)], create=True)
+    for memory in ("alice", "bob", "nobody", "carol"):
+        for incarnation in ("0" * 12, "f" * 12):
+            redis.zadd(index, {index_entry(MemoryName("acme", memory), incarnation): 0})
+    for limit in (1, 2, 3, 50):
+        listed: list[str] = []
+        while page := await plain_store.list_memories("acme", after=listed[-1] if listed else "", limit=limit):
+            listed += [memory.name.memory for memory in page]
+        assert listed == ["alice", "bob", "carol"]
+
+
+DEEDS = {
+    "create": lambda store, name, _: store.create_memory(name),
+    "append": lambda store, name, _: store.append(name, [Turn("1", Role.USER, "x")], create=True),
+    "forget": lambda store, name, here: store.forget(name, [1], expected_incarnation=here.incarnation),
+    "rollback": lambda store, name, here: store.rollback(name, replace(here, sequence=1)),
+    "delete": lambda store, name, _: store.delete_memory(name),
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("deed", DEEDS)
+async def test_whoever_dies_wherever_lists_are_right(swift_store, swift_url, folder, kills, killed, deed, after):
+    doomed = await Store.open(swift_url)
+    deaths = kills(doomed)
+    for calls in itertools.count():
+        name, here = MemoryName(f"tenant-{calls}", "bob"), None
+        if deed not in ("create", "append"):
+            here = (await swift_store.append(name, [folder.turn(1), folder.turn(2)], create=True)).revision
+        deaths.at(calls, after=after)
+        with contextlib.suppress(killed):
+            await DEEDS[deed](doomed, name, here)
+        died, there = deaths.off(), []
+        with contextlib.suppress(MemoryNotFoundError):
+            there = [await swift_store.get_memory(name)]
+        assert await swift_store.list_memories(name.tenant) == there
+        if not died:
+            break
+    assert calls > 1
+    await doomed.close()

@@ -15,9 +15,9 @@ from memfold.api.errors import (
     StoreUnavailableError,
 )
 from memfold.api.values import MemoryName, OperationKind, Revision, Role, Turn
-from memfold.store import Store, erasing, operations
+from memfold.store import Store, forgetting, keys, operations
 from memfold.store.keys import memory_keys, operations_due
-from memfold.store.ranges import pack, unpack
+from memfold.store.ranges import joined, numbers, pack, runs_of, unpack
 
 FORK = OperationKind.FORK
 
@@ -104,6 +104,19 @@ async def test_one_goes_on_with_it_at_a_time(store, any_redis_url, name, write, 
     await other.close()
 
 
+async def test_what_is_left_for_others_is_told_to_them(store, any_redis_url, name, write):
+    await write(store, name, 3)
+    operation = await store.request_operation(name, "verify", {})
+    other = await Store.open(any_redis_url)
+    async with asyncio.timeout(20), other.operations_left() as left:
+        while keys.LEFT_CHANNEL.encode() not in other._ear._pubsub.channels:  # noqa: ASYNC110 - Redis sets no event
+            await asyncio.sleep(0.01)
+        assert (await store.advance(name, operation.id, until=0)).progress["stage"] == "refold"
+        await left.wait()
+        assert await other.due_operations(10) == [(name, operation.id)]
+    await other.close()
+
+
 async def test_who_has_lost_the_lease_changes_nothing(store, any_redis_url, name, write, monkeypatch):
     monkeypatch.setattr(operations, "LEASE_MS", 1)
     await write(store, name, 3)
@@ -173,8 +186,9 @@ def test_sequences_survive_being_packed():
     rng = random.Random(4)
     for size in (0, 1, 2, 50):
         sequences = sorted(rng.sample(range(1, 80), size))
-        assert unpack(pack(sequences)) == sequences
-    assert pack([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
+        assert list(numbers(unpack(pack(runs_of(sequences))))) == sequences
+    assert pack(runs_of([1, 2, 3, 7, 9, 10])) == "1-3,7,9-10"
+    assert joined([(5, 9), (1, 2), (3, 3), (8, 12)]) == ((1, 3), (5, 12))
 
 
 # --- forgetting
@@ -184,7 +198,7 @@ SELECTORS = {
     "ids": ({"ids": ["id-2", "id-7", "none"]}, {2, 7}),
     "range": ({"first": 4, "last": 6}, {4, 5, 6}),
     "speaker": ({"metadata": {}, "role": "", "speaker": "Caroline"}, {3, 6, 9, 12}),
-    "metadata": ({"metadata": {"mood": "low"}, "role": "user", "speaker": ""}, {4, 8}),
+    "metadata": ({"metadata": {"mood": "gedrückt"}, "role": "user", "speaker": ""}, {4, 8}),
     "all": ({"first": 1, "last": 100}, set(range(1, 13))),
 }
 
@@ -192,13 +206,13 @@ SELECTORS = {
 @pytest.mark.parametrize("chosen", SELECTORS)
 async def test_forgetting_removes_what_is_selected_and_says_so(store, name, card, folder, carrier, chosen):
     for at in range(1, 13):
-        speaker, mood = "Caroline" if at % 3 == 0 else "", {"mood": "low"} if at % 4 == 0 else {}
+        speaker, mood = "Caroline" if at % 3 == 0 else "", {"mood": "gedrückt"} if at % 4 == 0 else {}
         role = Role.ASSISTANT if at == 12 else Role.USER
         await store.append(name, [Turn(f"id-{at}", role, f"message {at}", speaker, mood)], create=True)
         if at % 2 == 0:
             await folder.drain(store, card)
     selector, gone = SELECTORS[chosen]
-    assert await store.select_turns(name, selector) == sorted(gone)
+    assert list(numbers(await store.select_runs(name, selector, until=12))) == sorted(gone)
     before = await store.get_memory(name)
     operation = await carrier.ask(store, name, "forget", selector=selector, include_forks=False, expected="")
     memory = await store.get_memory(name)
@@ -209,6 +223,8 @@ async def test_forgetting_removes_what_is_selected_and_says_so(store, name, card
     assert min(result.pop("dropped_revisions")) >= min(gone)
     assert result == {
         "revision": str(memory.revision),
+        "removed_turns": len(gone),
+        "ranges": [{"first": first, "last": last} for first, last in runs_of(sorted(gone))],
         "sequences": sorted(gone),
         "turn_ids": [f"id-{at}" for at in sorted(gone)],
         "log_rewritten": True,
@@ -217,7 +233,7 @@ async def test_forgetting_removes_what_is_selected_and_says_so(store, name, card
     }
     await check_folded(store, card, folder, name, [f"id-{at}" for at in range(1, 13) if at not in gone])
     assert "Caroline" not in str(operation.request)
-    assert "low" not in str(operation.request)
+    assert "gedrückt" not in str(operation.request)
 
 
 async def test_readers_get_the_clean_checkpoint_as_soon_as_it_is_accepted(store, name, card, folder, write):
@@ -290,7 +306,7 @@ async def test_whoever_dies_wherever_what_is_forgotten_is_the_same(
     swift_store, swift_url, card, folder, write, carrier, kills, killed, monkeypatch, after
 ):
     monkeypatch.setattr(operations, "LEASE_MS", 1)
-    monkeypatch.setattr(erasing, "_COPIES_LOOK_S", 0)
+    monkeypatch.setattr(forgetting, "_COPIES_LOOK_S", 0)
     doomed = await Store.open(swift_url)
     deaths = kills(doomed)
     for calls in itertools.count():
@@ -338,7 +354,7 @@ async def test_what_was_removed_by_one_that_died_is_seen_to_even_after_another_r
     monkeypatch.setattr(doomed, "_save", dying)
     with pytest.raises(killed):
         await doomed.advance(name, operation.id, until=0)
-    assert not await swift_store.select_turns(name, {"ids": ["id-3"]})
+    assert not await swift_store.select_runs(name, {"ids": ["id-3"]}, until=99)
     await carrier.ask(swift_store, name, "forget", selector={"ids": ["id-5"]}, include_forks=False)
     await asyncio.sleep(0.002)
     done = await carrier.finish(swift_store, name, operation.id)
@@ -406,20 +422,53 @@ async def test_a_long_step_keeps_its_lease(store, any_redis_url, name, write, mo
     monkeypatch.setattr(operations, "LEASE_MS", 150)
     monkeypatch.setattr(operations, "_RENEW_S", 0.03)
     await write(store, name, 3)
-    find = store.find_turns
+    other = await Store.open(any_redis_url)
+    find = store.select_runs
 
     async def slow(*args, **more):
         await asyncio.sleep(0.4)
         return await find(*args, **more)
 
-    monkeypatch.setattr(store, "find_turns", slow)
+    monkeypatch.setattr(store, "select_runs", slow)
     operation = await store.request_operation(name, "forget", {"selector": {"ids": ["id-2"]}, "include_forks": False})
     step = asyncio.create_task(store.advance(name, operation.id, until=0))
     await asyncio.sleep(0.3)
-    other = await Store.open(any_redis_url)
     assert not await other.hold_operation(name, operation.id, lease_s=1)
     assert (await step).progress["stage"] == "removing"
     await other.close()
+
+
+async def test_a_receipt_tells_what_was_erased_where_only_a_copy_held_it(store, name, card, write, carrier):
+    await write(store, name, 5)
+    copy = MemoryName("acme", "copy")
+    await carrier.ask(store, name, "fork", target=str(copy), revision="")
+    await carrier.ask(store, name, "forget", selector={"ids": ["id-2"]}, include_forks=False)
+    done = await carrier.ask(store, name, "forget", selector={"ids": ["id-2"]}, include_forks=False, request_id="2")
+    assert done.result == {"revision": str((await store.get_memory(name)).revision)}
+    done = await carrier.ask(store, name, "forget", selector={"ids": ["id-2"]}, include_forks=True)
+    assert done.result == {
+        "revision": str((await store.get_memory(name)).revision),
+        "forks": [{"memory": str(copy), "forgotten_turns": 1}],
+        "log_rewritten": True,
+        "files_rewritten": True,
+        "files_note": "",
+    }
+
+
+async def test_a_receipt_does_not_say_erased_where_a_copy_could_not_be(store, name, write, carrier, monkeypatch):
+    await write(store, name, 5)
+    copy = MemoryName("acme", "copy")
+    await carrier.ask(store, name, "fork", target=str(copy), revision="")
+    want = store.want_rewrite
+
+    async def refused(key):
+        ticket = await want(key)
+        return ticket if "copy" not in key else {**ticket, "files": {}, "notes": ["aof: refused"]}
+
+    monkeypatch.setattr(store, "want_rewrite", refused)
+    done = await carrier.ask(store, name, "forget", selector={"ids": ["id-2"]}, include_forks=True)
+    assert (done.result["log_rewritten"], done.result["files_rewritten"]) == (True, False)
+    assert done.result["files_note"] == f"{copy}: aof: refused"
 
 
 async def test_no_key_and_no_file_holds_a_word_of_what_was_forgotten(
@@ -441,6 +490,18 @@ async def test_no_key_and_no_file_holds_a_word_of_what_was_forgotten(
     assert b"canary" not in redis_server.data_dir.joinpath("appendonly.aof").read_bytes()
 
 
+async def test_no_file_holds_a_word_of_what_was_taken_back(plain_store, redis, redis_server, name, write, carrier):
+    await write(plain_store, name, 4)
+    before = (await plain_store.get_memory(name)).revision
+    await plain_store.append(name, [Turn("id-5", Role.USER, "canary-text")])
+    log = redis_server.data_dir / "appendonly.aof"
+    assert b"canary" in log.read_bytes()
+    done = await carrier.ask(plain_store, name, "rollback", revision=str(before), expected="")
+    assert (done.result["removed_turns"], done.result["files_rewritten"], done.result["files_note"]) == (1, True, "")
+    assert b"canary" not in b"".join(redis.dump(key) for key in redis.scan_iter())
+    assert b"canary" not in log.read_bytes()
+
+
 # --- rolling back
 
 
@@ -455,6 +516,7 @@ async def test_going_back_says_what_it_removed(store, name, card, folder, write,
         "revision": str(Revision(memory.incarnation, to)),
         "restored_revision": str(Revision(memory.incarnation, {12: 10, 10: 10, 7: 5, 3: 0, 0: 0}[to])),
         "removed_turns": 12 - to,
+        **({"log_rewritten": True, "files_rewritten": True, "files_note": ""} if to < 12 else {}),
     }
     await check_folded(store, card, folder, name, [f"id-{at}" for at in range(1, to + 1)])
 
@@ -491,7 +553,7 @@ async def test_whoever_dies_wherever_it_goes_back_once(
         await write(swift_store, name, 1, start=20)
         await asyncio.sleep(0.002)
         done = await carrier.finish(swift_store, name, operation.id)
-        rolled_back_first = not await swift_store.select_turns(name, {"ids": ["id-8"]})
+        rolled_back_first = not await swift_store.select_runs(name, {"ids": ["id-8"]}, until=99)
         assert rolled_back_first
         assert done.result["removed_turns"] in (2, 3)
         kept = [] if done.result["removed_turns"] == 3 else ["id-20"]
@@ -499,6 +561,34 @@ async def test_whoever_dies_wherever_it_goes_back_once(
         if not died:
             break
     assert calls >= 4
+    await doomed.close()
+
+
+async def test_a_rollback_that_was_done_by_one_that_died_is_no_error_after_another_removal(
+    swift_store, swift_url, name, card, folder, write, carrier, killed, monkeypatch
+):
+    monkeypatch.setattr(operations, "LEASE_MS", 1)
+    await write(swift_store, name, 8)
+    head = (await swift_store.get_memory(name)).revision
+    doomed = await Store.open(swift_url)
+    args = {"revision": f"{head.incarnation}.6", "expected": str(head)}
+    operation = await doomed.request_operation(name, "rollback", args)
+
+    async def dying(*args):
+        raise killed
+
+    monkeypatch.setattr(doomed, "_save", dying)
+    with pytest.raises(killed):
+        await doomed.advance(name, operation.id, until=0)
+    gone_back = (await swift_store.get_memory(name)).revision
+    assert gone_back.sequence == 6
+    await write(swift_store, name, 1, start=9)
+    await carrier.ask(swift_store, name, "forget", selector={"ids": ["id-5"]}, include_forks=False)
+    await asyncio.sleep(0.002)
+    done = await carrier.finish(swift_store, name, operation.id)
+    assert (done.error, done.result["removed_turns"], done.result["revision"]) == ("", 2, str(gone_back))
+    await check_folded(swift_store, card, folder, name, [f"id-{at}" for at in (1, 2, 3, 4, 6, 9)])
+    assert [one.name for one in await swift_store.list_memories(name.tenant)] == [name]
     await doomed.close()
 
 

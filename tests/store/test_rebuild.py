@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from memfold.api.errors import ModelLoadingError
+from memfold.api.errors import ModelNotFoundError
 from memfold.api.values import MemoryName, ModelCard
 from memfold.store import Store, operations, rebuilding
 from memfold.store.keys import memory_keys
@@ -142,6 +142,64 @@ async def test_a_forget_waits_for_both_models(store, name, card, folder, write, 
     assert (await store.advance(name, forgetting.id, until=0)).done
 
 
+async def quarantine(store, name, fingerprint, sequence: int) -> None:
+    [claim] = await store.claim(fingerprint, name.partition, owner="w", lease_s=30, limit=1)
+    await store.quarantine(claim, sequence=sequence, reason="RuntimeError")
+
+
+async def test_a_turn_that_the_new_model_cannot_fold_ends_the_rebuild(
+    plain_store, redis, name, card, folder, write, second, begin
+):
+    await write(plain_store, name, 1, 4)
+    await folder.drain(plain_store, card)
+    operation = await begin(plain_store, name)
+    await quarantine(plain_store, name, second.fingerprint, 3)
+    while not operation.done:
+        operation = await plain_store.advance(name, operation.id, until=0)
+    assert operation.error == "TURN_QUARANTINED"
+    assert "turn 3" in operation.message
+    await check(plain_store, card, folder, name)
+    line = memory_keys(name, second.fingerprint)
+    assert not redis.exists(line.line, line.state, line.history, line.revisions, line.dirty)
+    await plain_store.skip_turn(name, (await plain_store.append(name, [folder.turn(5)])).revision.sequence)
+    await folder.drain(plain_store, card)
+    again = await begin(plain_store, name, request_id="again")
+    await folder.drain(plain_store, second)
+    assert (await plain_store.advance(name, again.id, until=0)).done
+    await check(plain_store, second, folder, name)
+
+
+async def test_a_rebuild_that_ends_leaves_the_one_that_took_its_place_alone(
+    store, name, card, folder, write, second, third, begin
+):
+    await write(store, name, 1, 4)
+    first = await begin(store, name)
+    await quarantine(store, name, second.fingerprint, 3)
+    assert (await store.advance(name, first.id, until=0)).progress["stage"] == "stopping"
+    newer = await begin(store, name, third)
+    newer = await store.advance(name, newer.id, until=0)
+    assert (await store.advance(name, first.id, until=0)).error == "TURN_QUARANTINED"
+    assert (await store.get_memory(name)).building == third.fingerprint
+    for model in (card, third):
+        await folder.drain(store, model)
+    assert (await store.advance(name, newer.id, until=0)).done
+
+
+async def test_a_forget_does_not_wait_for_a_model_that_cannot_fold(store, name, card, folder, write, second, begin):
+    await write(store, name, 1, 6)
+    await begin(store, name)
+    for model in (card, second):
+        await folder.drain(store, model)
+    forgetting = await store.request_operation(name, "forget", {"selector": {"ids": ["id-2"]}, "include_forks": False})
+    while forgetting.progress.get("stage") != "folding":
+        forgetting = await store.advance(name, forgetting.id, until=0)
+        await asyncio.sleep(0.005)
+    await quarantine(store, name, second.fingerprint, 4)
+    assert not (await store.advance(name, forgetting.id, until=0)).done
+    await folder.drain(store, card)
+    assert (await store.advance(name, forgetting.id, until=0)).done
+
+
 async def test_asking_for_the_serving_model_calls_it_off(plain_store, redis, name, card, folder, write, second, begin):
     await write(plain_store, name, 1, 4)
     await folder.drain(plain_store, card)
@@ -180,7 +238,7 @@ async def test_a_fold_of_a_called_off_rebuild_is_lost(store, name, card, folder,
 
 async def test_an_unknown_model_folds_nothing(store, name, write):
     await write(store, name, 1, 1)
-    with pytest.raises(ModelLoadingError):
+    with pytest.raises(ModelNotFoundError):
         await store.request_operation(name, "rebuild", {"fingerprint": "d" * 64})
     assert await store.list_operations(name) == []
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from memfold.api.values import MemoryName
-from memfold.store.keys import both_lines, memory_keys
+from memfold.store import Store, auditing
+from memfold.store.keys import AUDIT, both_lines, index_entry, memory_keys, tenant_index
 
 NAMES = [MemoryName("acme", f"memory-{at}") for at in range(12)]
 
@@ -15,10 +16,10 @@ NAMES = [MemoryName("acme", f"memory-{at}") for at in range(12)]
 @pytest.fixture
 def audit_all(store):
     async def audit():
-        place, found = await store.audit("", limit=1)
-        while place:
-            place, more = await store.audit(place, limit=1)
-            found += more
+        found, look = [], None
+        while look is None or not look.ended:
+            look = await store.audit(holder="one", lease_s=60, limit=1)
+            found += look.queued
         return found
 
     return audit
@@ -59,6 +60,67 @@ async def test_an_audit_looks_at_both_models_of_a_memory(store, name, card, fold
     assert await audit_all() == [name]
     assert await store.due_partitions(other) == [name.partition]
     assert await store.due_partitions(card.fingerprint) == []
+
+
+@pytest.fixture
+def look_at_all(store):
+    async def look():
+        listed, unlisted, ended = [], [], False
+        while not ended:
+            look = await store.audit(holder="one", lease_s=60, limit=1)
+            listed, unlisted, ended = listed + look.listed, unlisted + look.unlisted, look.ended
+        return listed, unlisted
+
+    return look
+
+
+async def test_an_audit_lists_what_an_index_has_lost(store, folder, look_at_all):
+    for name in NAMES:
+        await store.append(name, [folder.turn(1)], create=True)
+    before = await store.list_memories("acme")
+    lost = before[3]
+    await store._unindex(lost.name, lost.incarnation)
+    assert await look_at_all() == ([lost.name], [])
+    assert await look_at_all() == ([], [])
+    assert await store.list_memories("acme") == before
+
+
+async def test_an_audit_removes_from_an_index_what_has_long_been_gone(store, name, folder, look_at_all, monkeypatch):
+    """Not sooner: whoever creates a memory enters it before it is there."""
+    here = (await store.append(name, [folder.turn(1)], create=True)).revision.incarnation
+    gone = MemoryName("other", "alice")
+    await store._index(name, "0" * 12)
+    await store._index(gone, "1" * 12)
+    assert await look_at_all() == ([], [])
+    assert await store._server.command("ZCARD", tenant_index("other")) == 1
+    monkeypatch.setattr(auditing, "STALE_S", 0.0)
+    _, unlisted = await look_at_all()
+    assert sorted(unlisted) == [name, gone]
+    assert await store._server.command("EXISTS", tenant_index("other")) == 0
+    left = await store._server.command("ZRANGE", tenant_index("acme"), 0, -1)
+    assert left == [index_entry(name, here).encode()]
+
+
+async def test_of_many_one_looks_at_everything(plain_store, redis, redis_url, folder):
+    """The others do not even begin; where the one ended, another goes on."""
+    for name in NAMES:
+        await plain_store.append(name, [folder.turn(1)], create=True)
+    others = [await Store.open(redis_url) for _ in range(3)]
+
+    def scans() -> int:
+        return redis.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"]
+
+    before = scans()
+    looks = [await other.audit(holder=str(at), lease_s=0.3, limit=1000) for at, other in enumerate(others)]
+    assert [look is None for look in looks] == [False, True, True]
+    assert scans() == before + 1
+    place = redis.hget(AUDIT, "place")
+    await asyncio.sleep(0.31)
+    assert await others[2].audit(holder="2", lease_s=60, limit=1000) is not None
+    assert redis.hget(AUDIT, "place") != place
+    assert await others[0].audit(holder="0", lease_s=60, limit=1000) is None
+    for other in others:
+        await other.close()
 
 
 async def test_what_has_just_come_in_is_told_from_what_somebody_left(store, name, card, folder):

@@ -122,6 +122,24 @@ async def test_an_ear_that_was_cut_off_hears_again(plain_store, redis, name, car
     assert await task == revision
 
 
+async def test_closing_ends_even_where_a_cancellation_is_swallowed(any_redis_url, monkeypatch):
+    """As by the client library, when it comes together with the end of a timeout."""
+    swallowed = []
+
+    async def swallowing(*_, **__):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            swallowed.append(True)
+
+    monkeypatch.setattr("redis.asyncio.client.PubSub.get_message", swallowing)
+    store = await Store.open(any_redis_url)
+    async with store._ear.listen("channel", "member"), asyncio.timeout(10):
+        await asyncio.sleep(0.01)
+        await store.close()
+        assert swallowed
+
+
 async def test_cancelled_waiters_leave_nothing_behind(plain_store, redis, name, folder, until):
     revision = (await plain_store.append(name, [folder.turn(1)], create=True)).revision
     tasks = [await waiting(plain_store, name, revision) for _ in range(3)]

@@ -106,6 +106,32 @@ async def test_a_sound_memory_passes_verification(store, registered, name, hurri
     assert 0 <= result["relative_error"] <= 1e-5
 
 
+async def test_upkeep_is_called_where_a_verification_waits(
+    store, registered, name, folded, running, until, monkeypatch
+):
+    await folded(name)
+    look, rounds = running._round, []
+
+    async def last():
+        rounds.append(await look())
+        monkeypatch.setattr(keeping, "ROUND_S", 600)  # what it finds from now on, it was told of
+        return rounds[-1]
+
+    monkeypatch.setattr(running, "_round", last)
+
+    async def looked():
+        return bool(rounds)
+
+    await until(looked)
+    operation = await store.request_operation(name, "verify", {})
+    await store.advance(name, operation.id, until=0)
+
+    async def ended():
+        return (await store.get_operation(name, operation.id)).done
+
+    await until(ended)
+
+
 async def test_a_memory_without_a_turn_passes_verification(store, registered, name, hurried, running, done):
     await store.create_memory(name)
     assert (await done(name, "verify")).result["ok"]

@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
-from memfold_training.episodes import IGNORED, ContextBatches, Curriculum, Phase, TurnEncoder
+from memfold_training.batches import LossWeights
+from memfold_training.encoder import TurnEncoder
+from memfold_training.episodes import IGNORED, ContextBatches, Curriculum, Phase
 from memfold_training.rounds import Round, run
 from memfold_training.score import from_context
 
@@ -24,22 +26,22 @@ ENOUGH = 0.97  # of the questions about three facts: below that an adapter learn
 ROUNDS = (
     Round(
         (
-            Phase(600, 48, Curriculum(facts=(1, 3), foreign=0.5)),
-            Phase(300, 32, Curriculum(facts=(2, 6), changes=(0, 1), small_talk=(0, 1), unknown=(0, 1), foreign=0.7)),
-            Phase(300, 24, Curriculum(facts=(0, 8), changes=(0, 2), small_talk=(0, 4), unknown=(0, 2), foreign=0.7)),
+            Phase(600, 48, (Curriculum(facts=(1, 3)),)),
+            Phase(300, 32, (Curriculum(facts=(2, 6), changes=(0, 1), small_talk=(0, 1), unknown=(0, 1), foreign=0.7),)),
+            Phase(300, 24, (Curriculum(facts=(0, 8), changes=(0, 2), small_talk=(0, 4), unknown=(0, 2), foreign=0.7),)),
         ),
-        learning_rate=2e-3,
-        decision=0.0,
+        2e-3,
+        LossWeights(),
     ),
     Round(
-        (Phase(300, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
-        learning_rate=1e-3,
-        decision=1.0,
+        (Phase(300, 24, (Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6),)),),
+        1e-3,
+        LossWeights(opening=1.0),
     ),
     Round(
-        (Phase(500, 24, Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6)),),
-        learning_rate=1.5e-3,
-        decision=1.0,
+        (Phase(500, 24, (Curriculum(facts=(0, 6), changes=(0, 2), small_talk=(0, 3), unknown=(0, 2), foreign=0.6),)),),
+        1.5e-3,
+        LossWeights(opening=1.0),
     ),
 )
 
@@ -96,7 +98,7 @@ def train_backbone(
     model = new_backbone(tokenizer, seed)
     for number, this in enumerate(rounds):
         data = ContextBatches(encoder, this.phases, seed + number)
-        trainer = partial(ContextTrainer, decision=this.decision)
+        trainer = partial(ContextTrainer, decision=this.weights.opening)
         run(trainer, model, data, this, seed=seed + number, weight_decay=0.01)
     model.train(False)
     score = from_context(model, encoder, facts=3, dialogues=100)

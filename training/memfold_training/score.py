@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from memfold.persona import Dialogue, Question, generate
 from memfold_training.adapter import WriteThenRead
-from memfold_training.episodes import TurnEncoder, pad
+from memfold_training.batches import Asked, pad
+from memfold_training.encoder import TurnEncoder
+from memfold_training.episodes import asked, messages
 
 SCORING_SEED = 1_000_000
+NEVER_TOLD = "never told"
 
 
 @dataclass(slots=True)
@@ -25,9 +30,10 @@ class Score:
     asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, question: Question, right: bool) -> None:
-        """Count one answer."""
-        self.right[question.attribute] += right
-        self.asked[question.attribute] += 1
+        """Count one answer; what was never told goes by that name."""
+        name = question.attribute if question.value is not None else NEVER_TOLD
+        self.right[name] += right
+        self.asked[name] += 1
 
     @property
     def n(self) -> int:
@@ -49,15 +55,16 @@ def held_out(dialogues: int, *, seed: int = SCORING_SEED, **shape: Any) -> list[
     return [generate(seed + i, split="held_out", **shape) for i in range(dialogues)]
 
 
-def matches(logits: torch.Tensor, prompts: list[list[int]], replies: list[list[int]]) -> Iterable[bool]:
+def matches(logits: torch.Tensor, asked: Sequence[Asked]) -> Iterable[bool]:
     """Whether greedy decoding would produce each reply: every token of it is the most likely one.
 
     Args:
         logits: (rows, length, vocabulary) over prompt + reply, padded on the right.
+        asked: of each row.
     """
-    for row, prompt, reply in zip(logits, prompts, replies, strict=True):
-        start = len(prompt) - 1
-        yield row[start : start + len(reply)].argmax(-1).tolist() == reply
+    for row, one in zip(logits, asked, strict=True):
+        start = len(one.prompt) - 1
+        yield row[start : start + len(one.reply)].argmax(-1).tolist() == one.reply
 
 
 @torch.no_grad()
@@ -67,12 +74,11 @@ def from_context(
     """Recall with the whole dialogue in the prompt, one question at a time."""
     score = Score()
     for dialogue in held_out(dialogues, facts=facts, **shape):
-        context = encoder.lines(dialogue.lines)
-        asked = [encoder.question(q) for q in dialogue.questions]
-        rows = [context + p + r for p, r in asked]
-        logits = model(input_ids=pad(rows, encoder.end)).logits
-        found = matches(logits, [context + p for p, _ in asked], [r for _, r in asked])
-        for question, right in zip(dialogue.questions, found, strict=True):
+        said = encoder.context(messages(dialogue.lines), "token").tokens
+        asks = [asked(encoder, q) for q in dialogue.questions]
+        asks = [replace(one, prompt=said + one.prompt) for one in asks]
+        logits = model(input_ids=pad([one.prompt + one.reply for one in asks], encoder.end)).logits
+        for question, right in zip(dialogue.questions, matches(logits, asks), strict=True):
             score.add(question, right)
     return score
 
@@ -93,15 +99,33 @@ def from_state(
     said = held_out(dialogues, facts=facts, **shape)
     for start in range(0, len(said), rows):
         chunk = said[start : start + rows]
-        context = [encoder.lines(d.lines) for d in chunk]
-        states = model.write(pad(context, encoder.end), pad([[1] * len(c) for c in context], 0).bool())
+        states = states_of(model, encoder, chunk)
         owner = torch.tensor([i for i, d in enumerate(chunk) for _ in d.questions])
         questions = [q for d in chunk for q in d.questions]
-        asked = [encoder.question(q) for q in questions]
-        states = states[:, owner] * (0.0 if zeroed else 1.0)
-        logits = model.read(states, pad([p + r for p, r in asked], encoder.end))
-        for question, right in zip(
-            questions, matches(logits, [p for p, _ in asked], [r for _, r in asked]), strict=True
-        ):
+        asks = [asked(encoder, q) for q in questions]
+        logits = model.read(states[:, owner] * (0.0 if zeroed else 1.0), pad([a.prompt + a.reply for a in asks], 0))
+        for question, right in zip(questions, matches(logits, asks), strict=True):
             score.add(question, right)
     return score
+
+
+@torch.no_grad()
+def states_of(model: WriteThenRead, encoder: TurnEncoder, dialogues: Sequence[Dialogue]) -> torch.Tensor:
+    """The states that dialogues fold into, (layers, B, H, r, r)."""
+    contexts = [encoder.context(messages(d.lines), "token") for d in dialogues]
+    return model.write(pad([c.tokens for c in contexts], 0), pad([c.memory for c in contexts], 0).bool())
+
+
+@torch.no_grad()
+def perplexity_ratio(model: WriteThenRead, encoder: TurnEncoder, texts: Sequence[str], *, facts: int = 6) -> float:
+    """Perplexity of texts, each with the memory of a dialogue that it has nothing to do with, over the frozen one's."""
+    states = states_of(model, encoder, held_out(len(texts), facts=facts))
+    rows = [encoder.turn("user", text) for text in texts]
+    ids, real = pad(rows, 0), pad([[1] * len(row) for row in rows], 0).bool()[:, 1:]
+    nats = []
+    for bound in (states, torch.zeros_like(states)):
+        losses = functional.cross_entropy(
+            model.read(bound, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        nats.append(float(losses.view(real.shape)[real].mean()))
+    return math.exp(nats[0] - nats[1])

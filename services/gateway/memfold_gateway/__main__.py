@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
+
+import uvloop
 
 from memfold import telemetry
 from memfold.service import run_service
@@ -20,7 +21,7 @@ def _run(settings: Settings) -> int:
     # Before any channel, server or Redis client: instrumentation takes hold of what is made after it.
     measuring = telemetry.setup("memfold-gateway", settings.metrics_port)
     try:
-        asyncio.run(_serve(settings))
+        uvloop.run(_serve(settings))
     finally:
         measuring.shutdown()
     return 0

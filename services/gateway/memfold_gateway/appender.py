@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from memfold.api.errors import BacklogFullError
-from memfold.api.values import MemoryName, Revision, Turn
+from memfold.api.values import MemoryName, Revision
 from memfold.hints import Hinter
-from memfold.store import AppendResult, Store
+from memfold.store import AppendResult, NewTurns, Store
 from memfold_gateway.backlog import Backlog
 
 
@@ -28,7 +26,7 @@ class Appender:
         self._most_turns = most_turns
 
     async def append(
-        self, name: MemoryName, turns: Sequence[Turn], *, expected: Revision | None = None, create: bool = False
+        self, name: MemoryName, turns: NewTurns, *, expected: Revision | None = None, create: bool = False
     ) -> AppendResult:
         """Append turns, all or none; durable when this returns. Raises what ``Store.append`` raises.
 

@@ -7,14 +7,11 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-import grpc
-
 from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from memfold.api.v1.history_service_pb2_grpc import add_HistoryServiceServicer_to_server
 from memfold.api.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
 from memfold.api.v1.operation_service_pb2_grpc import add_OperationServiceServicer_to_server
 from memfold.hints import Hinter
-from memfold.rpc.channel import channel_options
 from memfold.rpc.server import Server
 from memfold.store import Store, when_there
 from memfold_gateway.appender import Appender
@@ -26,6 +23,8 @@ from memfold_gateway.keys import ApiKeys
 from memfold_gateway.memory_service import MemoryServicer
 from memfold_gateway.operation_service import OperationServicer
 from memfold_gateway.operations import Operations
+from memfold_gateway.reader_name import ReaderName
+from memfold_gateway.readers import Readers
 from memfold_gateway.settings import Settings
 from memfold_gateway.watch import Watch
 
@@ -51,9 +50,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Server]:
         stack.push_async_callback(store.close)
         hinter = Hinter(settings.broker_url or settings.redis_url)
         stack.push_async_callback(asyncio.to_thread, hinter.close)
-        channel = await stack.enter_async_context(
-            grpc.aio.insecure_channel(settings.reader_target, options=channel_options())
-        )
+        readers = await stack.enter_async_context(Readers(ReaderName.parse_list(settings.reader_target)))
         server = Server(
             settings.listen, grace_s=settings.grace_s, reflection=settings.reflection, ready_file=settings.ready_file
         )
@@ -64,9 +61,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Server]:
         operations = Operations(store)
         server.add(add_HistoryServiceServicer_to_server, HistoryServicer(store, guard, operations))
         server.add(add_OperationServiceServicer_to_server, OperationServicer(store, guard, operations))
-        server.add(add_GenerationServiceServicer_to_server, GenerationServicer(channel, guard))
+        server.add(add_GenerationServiceServicer_to_server, GenerationServicer(readers, guard))
         await server.start()
         stack.push_async_callback(server.stop)
-        for watching in (Watch(server, store, channel, keys).run(), backlog.run()):
+        for watching in (Watch(server, store, readers, keys).run(), backlog.run()):
             stack.callback(asyncio.create_task(watching).cancel)
         yield server

@@ -24,7 +24,7 @@ _FORMS = {
     "role": "is not a role: system, developer, user, human, assistant, ai, model, tool, function",
     "id": "has characters other than visible ASCII",
     "request_id": "has characters other than visible ASCII",
-    "fingerprint": "is not a fingerprint: 64 hexadecimal digits",
+    "fingerprint": "has 64 hexadecimal digits",
 }
 _OPERATION_FORM = "is not of the form tenants/TENANT/memories/MEMORY/operations/OPERATION"
 

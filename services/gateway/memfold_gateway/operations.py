@@ -12,6 +12,7 @@ from memfold.api.values import MemoryName, Operation, OperationKind
 from memfold.rpc.deadline import answer_in
 from memfold.rpc.status import make_error
 from memfold.store import Store
+from memfold.store.verifying import REFOLD
 
 _AT_ONCE_S = 2.0
 # An operation counts its failures and gives up after some; so it is taken up again less and less often.
@@ -43,8 +44,8 @@ class Operations:
         while not operation.done:
             operation = await self._store.advance(name, operation.id, until=until)
             left = until - clock()
-            if operation.done or left <= 0:
-                break
+            if operation.done or left <= 0 or operation.progress.get("stage") == REFOLD:
+                break  # what waits for a model is a writer's: whoever looked at it here would only put it off
             await asyncio.sleep(min(pause, left))  # it waits for something, or somebody else is at it
             pause *= 2
         return operation_to_message(_not_failed(operation))

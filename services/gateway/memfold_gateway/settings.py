@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from memfold.store import Durability
+from memfold_gateway.reader_name import ReaderName
 
 
 class Settings(BaseSettings):
@@ -19,7 +20,8 @@ class Settings(BaseSettings):
         durability: what an acknowledgement promises: ``fsync``, ``replica`` or ``none``.
         durability_replicas: replicas that must have a turn, for ``replica``.
         listen: ``host:port``; port 0 takes a free one.
-        reader_target: gRPC target of the readers.
+        reader_target: where readers are: ``host:port``, ``dns:///host:port``, or several with commas between. A host may stand
+            for many readers; it is asked again and again.
         api_keys_file: JSON, the SHA-256 of each key (hex) → its tenant. Read again when it changes.
         reflection: describes the services to tools such as grpcurl; for development.
         grace_s: how long running calls may go on when the gateway stops.
@@ -46,3 +48,9 @@ class Settings(BaseSettings):
     backlog_memories_system: int = Field(0, ge=0)
     metrics_port: int = Field(0, ge=0, le=65535)
     ready_file: str = ""
+
+    @field_validator("reader_target")
+    @classmethod
+    def _names_readers(cls, target: str) -> str:
+        ReaderName.parse_list(target)
+        return target

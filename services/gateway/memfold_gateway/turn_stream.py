@@ -21,11 +21,12 @@ from memfold.api.errors import (
     TurnIdConflictError,
 )
 from memfold.api.v1 import memory_service_pb2 as pb
-from memfold.api.values import MemoryName, Turn
-from memfold.store import AppendedTurn
+from memfold.api.values import MemoryName
+from memfold.store import AppendedTurn, NewTurns
 from memfold_gateway.appender import Appender
 from memfold_gateway.guard import Guard, own_memory
 from memfold_gateway.held import HeldMemories
+from memfold_gateway.plain import plain_turn
 
 # What the turn itself is to blame for: it is rejected and the stream goes on. Anything else, such as a store that
 # does not answer, ends the stream. Were it only a rejection, later turns would overtake this one.
@@ -43,7 +44,7 @@ class _Entry:
         self.request = request
         self.received = time.perf_counter()
         self.name: MemoryName | None = None
-        self.turn: Turn | None = None
+        self.turn: NewTurns | None = None
         # The response; None where a fault has kept it from coming.
         self.answered: asyncio.Future[pb.StreamTurnsResponse | None] = asyncio.get_running_loop().create_future()
 
@@ -150,11 +151,15 @@ class TurnStream:
                 raise fault
 
     def _read(self, entry: _Entry) -> bool:
-        message = entry.request.turn
+        request = entry.request
+        turn_id = request.turn.id or secrets.token_hex(16)
         try:
-            self._guard.check(entry.request)
-            entry.name = own_memory(entry.request.memory, self._tenant)
-            entry.turn = new_turn_from_message(message, message.id or secrets.token_hex(16))
+            turn = plain_turn(request, turn_id)
+            if turn is None:
+                self._guard.check(request)
+                turn = NewTurns.of([new_turn_from_message(request.turn, turn_id)])
+            entry.name = own_memory(request.memory, self._tenant)
+            entry.turn = turn
         except _REJECTIONS as error:
             entry.reject(error)
         return entry.turn is not None
@@ -202,7 +207,7 @@ class TurnStream:
         return full
 
     async def _append_turns(self, name: MemoryName, create: bool, entries: list[_Entry]) -> None:
-        turns = [entry.turn for entry in entries if entry.turn is not None]
+        turns = NewTurns.joined([entry.turn for entry in entries if entry.turn is not None])
         result = await self._appender.append(name, turns, create=create)
         for entry, turn in zip(entries, result.turns, strict=True):
             entry.accept(turn, result.revision.incarnation)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from memfold.api.errors import MemfoldError
 from memfold.rpc.server import Server
 from memfold.store import Store
 from memfold_gateway.keys import ApiKeys
+from memfold_gateway.readers import Readers
 
 STORE_SERVICES = ("MemoryService", "HistoryService", "OperationService")
 GENERATION_SERVICE = "memfold.api.v1.GenerationService"
@@ -27,10 +24,10 @@ class Watch:
     The gateway as a whole serves while the store answers: it takes turns in without a reader as well.
     """
 
-    def __init__(self, server: Server, store: Store, reader: Any, keys: ApiKeys) -> None:
+    def __init__(self, server: Server, store: Store, readers: Readers, keys: ApiKeys) -> None:
         self._server = server
         self._store = store
-        self._reader = health_pb2_grpc.HealthStub(reader)
+        self._readers = readers
         self._keys = keys
         self._serving: dict[str, bool] = {}
 
@@ -43,8 +40,8 @@ class Watch:
     async def look(self) -> None:
         """Look once."""
         self._keys.refresh()
-        store, reader = await asyncio.gather(self._store_answers(), self._reader_answers())
-        await self._set(GENERATION_SERVICE, store and reader)
+        store = await self._store_answers()
+        await self._set(GENERATION_SERVICE, store and self._readers.any_serves)
         for service in STORE_SERVICES:
             await self._set(f"memfold.api.v1.{service}", store)
         await self._set("", store)
@@ -67,12 +64,3 @@ class Watch:
         except (MemfoldError, TimeoutError):
             return False
         return True
-
-    async def _reader_answers(self) -> bool:
-        try:
-            answer = await self._reader.Check(
-                health_pb2.HealthCheckRequest(service=GENERATION_SERVICE), timeout=_PATIENCE_S
-            )
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

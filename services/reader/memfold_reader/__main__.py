@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from memfold.service import run_service
+from memfold.service import leave, run_service
 from memfold_reader.settings import Settings
 
 
@@ -17,7 +17,7 @@ def main() -> int:
 def _run(settings: Settings) -> int:
     from memfold_reader.app import serve  # noqa: PLC0415 - torch takes seconds, and wrong settings show at once
 
-    return asyncio.run(serve(settings))
+    leave(asyncio.run(serve(settings)))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
 from memfold import telemetry
 from memfold.api.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from memfold.reader.v1.load_service_pb2_grpc import add_LoadServiceServicer_to_server
 from memfold.rpc.server import Server
 from memfold.store import Store, when_there
 from memfold_osam.serving import load_served_model
 from memfold_reader.engine import Engine
+from memfold_reader.load_service import LoadService
 from memfold_reader.reader import Reader
 from memfold_reader.runner import Runner
 from memfold_reader.service import GenerationService
@@ -24,6 +27,7 @@ from memfold_reader.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
+_MEASURE_S = 1.0
 
 Result = TypeVar("Result")
 
@@ -35,10 +39,10 @@ async def serve(settings: Settings) -> int:
     server = Server(
         settings.listen, grace_s=settings.grace_s, reflection=settings.reflection, ready_file=settings.ready_file
     )
-    service = GenerationService(server.stopping.is_set)
-    server.add(add_GenerationServiceServicer_to_server, service)
+    process = _Process(settings, server)
+    server.add(add_GenerationServiceServicer_to_server, process.service)
+    server.add(add_LoadServiceServicer_to_server, process.load_service)
     await server.start()
-    process = _Process(settings, server, service)
     warming = asyncio.create_task(process.warm_up())
     try:
         await server.run()
@@ -52,23 +56,28 @@ async def serve(settings: Settings) -> int:
 class _Process:
     """What lives as long as the process: store, engine, model."""
 
-    def __init__(self, settings: Settings, server: Server, service: GenerationService) -> None:
+    def __init__(self, settings: Settings, server: Server) -> None:
         self.failed = False
+        self.service = GenerationService(server.stopping.is_set)
+        self.load_service = LoadService(server.stopping)
         self._settings = settings
         self._server = server
-        self._service = service
         self._store: Store | None = None
         self._engine: Engine | None = None
 
     async def warm_up(self) -> None:
-        """Load the model, open the store, then serve."""
+        """Load the model, open the store, then serve, measuring."""
         try:
             runner = await _in_daemon_thread(lambda: _load(self._settings))
             self._store = await when_there(lambda: Store.open(self._settings.redis_url))
             self._engine = Engine(runner, places=self._settings.max_active, on_broken=self._on_broken())
             self._engine.start()
-            self._service.reader = Reader(runner.served, self._store, self._engine)
+            self.service.reader = Reader(
+                runner.served, self._store, self._engine, inline_tokens=self._settings.inline_tokens
+            )
+            self.load_service.serve(self._engine, runner.served.fingerprint)
             await self._server.set_serving(True)
+            await _measure(self._engine)
         except Exception:
             # Whatever it is, nothing can be served; the process ends and says why.
             _logger.exception("the reader could not start")
@@ -76,8 +85,8 @@ class _Process:
 
     async def close(self) -> None:
         """End what still runs."""
-        if self._service.reader is not None:
-            self._service.reader.close()
+        if self.service.reader is not None:
+            self.service.reader.close()
         if self._engine is not None:
             self._engine.stop()
         if self._store is not None:
@@ -101,7 +110,7 @@ def _load(settings: Settings) -> Runner:
         torch.set_num_threads(settings.threads)
     started = time.monotonic()
     served = load_served_model(settings.backbone, settings.adapter, device=settings.device, dtype=settings.dtype)
-    runner = Runner(served)
+    runner = Runner(served, prefix_bytes=settings.prefix_cache_mb << 20)
     runner.warm_up()
     _logger.info(
         "%s with %s is warm on %s after %.1f s, fingerprint %s",
@@ -111,7 +120,22 @@ def _load(settings: Settings) -> Runner:
         time.monotonic() - started,
         served.fingerprint[:16],
     )
+    # The libraries' hundreds of thousands of objects live as long as the process: to look through them again and again for
+    # garbage would hold every stream up for a second.
+    gc.collect()
+    gc.freeze()
     return runner
+
+
+async def _measure(engine: Engine) -> NoReturn:
+    """Tell the metrics how busy the engine is, until cancelled."""
+    while True:
+        load, instruments = engine.load(), telemetry.instruments()
+        instruments.engine_active.set(load.active)
+        instruments.engine_waiting.set(load.waiting)
+        instruments.engine_slots.set(load.slots)
+        instruments.engine_kv_tokens.set(load.kv_tokens)
+        await asyncio.sleep(_MEASURE_S)
 
 
 async def _in_daemon_thread(function: Callable[[], Result]) -> Result:

@@ -37,6 +37,10 @@ class Detokenizer:
             self._forget(len(text) - settled)
         return new
 
+    def text_of(self, token: int) -> str:
+        """A token's own text, special ones included; a replacement character where it is only part of a character."""
+        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
     def _forget(self, unsettled: int) -> None:
         # Context is kept because some tokenizers spell a token differently at the start of a text.
         if len(self._tokens) > _CONTEXT_TOKENS:
@@ -62,6 +66,8 @@ class StopScanner:
     def push(self, text: str) -> str:
         """Take a piece of text, give what can leave now. Sets ``stopped`` where a stop text came up."""
         assert not self.stopped
+        if not self._stops:
+            return text
         self._held += text
         end = self._first_stop()
         if end is not None:

@@ -1,29 +1,35 @@
-"""What a request reads of a memory: one committed state, and the newest turns of its log."""
+"""What a request reads of a memory: one state, and the newest turns of its log."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from memfold.api.errors import DeadlineError, MemoryNotFoundError, ModelMismatchError
-from memfold.api.values import Memory, MemoryName, Revision, Turn
+from memfold.api.errors import DeadlineError, ModelMismatchError, RevisionForeignError
+from memfold.api.generation import Stale
+from memfold.api.values import Memory, MemoryName, Revision
 from memfold.store import State, Store
+from memfold.store.states import check_revision
+from memfold_reader.inline import InlineFolder
 
 WAIT_S = 60.0  # for a revision, where the client set no deadline
-_AGAIN_S = 0.05
-_PAGE_TURNS = 32
-
-Encode = Callable[[Sequence[Turn]], Awaitable[list[list[int]]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A memory and the state that was committed for it, read together. No state before the first fold."""
+    """A memory and the state to answer from.
+
+    Attributes:
+        memory: as it was when the state was read.
+        state: that was committed for it, or folded for this answer alone; None before the first fold.
+        stale: it is behind what was asked for.
+        folded_turns: for this answer alone.
+    """
 
     memory: Memory
     state: State | None
+    stale: bool = False
+    folded_turns: int = 0
 
     @property
     def revision(self) -> Revision:
@@ -32,18 +38,26 @@ class Snapshot:
 
 
 class Memories:
-    """Reads memories of one model."""
+    """Reads memories of one model.
 
-    def __init__(self, store: Store, fingerprint: str) -> None:
+    Args:
+        store: where they are.
+        fingerprint: of the model.
+        inline: folds what is missing.
+    """
+
+    def __init__(self, store: Store, fingerprint: str, inline: InlineFolder) -> None:
         self._store = store
         self._fingerprint = fingerprint
+        self._inline = inline
 
-    async def read(self, name: MemoryName, minimum: Revision | None, deadline: float) -> Snapshot:
-        """The committed state, at ``minimum`` or later.
+    async def read(self, name: MemoryName, minimum: Revision | None, stale: Stale, deadline: float) -> Snapshot:
+        """A state at ``minimum``, or without one at the log's end; ``stale`` says what to do where none is committed.
 
         Args:
             name: whose.
-            minimum: a revision to wait for.
+            minimum: a revision to reach.
+            stale: ``WAIT`` for the minimum; without one, take what there is.
             deadline: a time of ``time.monotonic``, or infinity.
 
         Raises:
@@ -52,43 +66,30 @@ class Memories:
         """
         deadline = min(deadline, time.monotonic() + WAIT_S)
         while True:
-            if minimum is not None:
-                await self._store.wait_for(name, minimum, max(0.0, deadline - time.monotonic()))
-            snapshot = Snapshot(*await self._store.read_state(name))
-            self._check_model(snapshot.memory)
-            if minimum is None or _reaches(snapshot.revision, minimum):
-                return snapshot
-            # Deleted and made anew, or a store that lost its last writes, since the wait was over.
-            if time.monotonic() >= deadline:
-                raise DeadlineError(f"{name} did not reach revision {minimum} in time")
-            await asyncio.sleep(_AGAIN_S)
+            memory, state = await self._store.read_state(name)
+            self._check_model(memory)
+            target = minimum or memory.revision
+            check_revision(memory, target)
+            if memory.applied >= target.sequence:
+                return Snapshot(memory, state)
+            if stale is Stale.ALLOW or (stale is Stale.WAIT and minimum is None):
+                return Snapshot(memory, state, stale=True)
+            if stale is Stale.FOLD_INLINE:
+                folded = await self._inline.fold(memory, target)
+                if folded is not None:
+                    return Snapshot(memory, folded[0], folded_turns=folded[1])
+            await self._wait(name, target, deadline, own=minimum is None)
 
-    async def newest_turns(self, snapshot: Snapshot, budget: int, encode: Encode) -> list[list[int]]:
-        """The tokens of the newest turns of the log that fit into ``budget`` tokens, oldest first, without a gap.
-
-        Raises:
-            MemoryNotFoundError: the memory was deleted meanwhile.
-        """
-        chosen: list[list[int]] = []
-        until = snapshot.memory.head
-        while budget > 0 and until > 0:
-            turns = await self._store.read_tail(snapshot.memory.name, until=until, limit=_PAGE_TURNS)
-            if not turns:
-                break
-            for tokens in reversed(await encode(turns)):
-                budget -= len(tokens)
-                if budget < 0:
-                    break
-                chosen.append(tokens)
-            until = turns[0].sequence - 1
-        if chosen:
-            await self._check_still_there(snapshot.memory)
-        return chosen[::-1]
-
-    async def _check_still_there(self, memory: Memory) -> None:
-        # Turns are read by name: they may be those of a memory that has taken this one's place.
-        if (await self._store.get_memory(memory.name)).incarnation != memory.incarnation:
-            raise MemoryNotFoundError(f"{memory.name} was deleted during the request")
+    async def _wait(self, name: MemoryName, target: Revision, deadline: float, *, own: bool) -> None:
+        """Wait for a writer. ``own``: nobody asked for just this revision, so it may vanish."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(f"{name} did not reach revision {target} in time")
+        try:
+            await self._store.wait_for(name, target, left)
+        except RevisionForeignError:
+            if not own:
+                raise
 
     def _check_model(self, memory: Memory) -> None:
         if memory.fingerprint != self._fingerprint:
@@ -97,7 +98,3 @@ class Memories:
                 f"{self._fingerprint[:16]}",
                 facts={"memory_fingerprint": memory.fingerprint, "reader_fingerprint": self._fingerprint},
             )
-
-
-def _reaches(revision: Revision, minimum: Revision) -> bool:
-    return revision.incarnation == minimum.incarnation and revision.sequence >= minimum.sequence

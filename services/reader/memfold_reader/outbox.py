@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
@@ -16,13 +17,19 @@ Item = TypeVar("Item")
 class Outbox(Generic[Item]):
     """A short queue that one thread fills and one coroutine empties.
 
-    The engine asks ``has_room`` before a step and never waits; the coroutine's ``on_room`` wakes it when a full
-    outbox has room again. ``close`` ends the iteration, with an error where there is one.
+    The engine asks ``has_room`` before a step and never waits; the coroutine's ``on_room`` wakes it when there is room
+    again. ``close`` ends the iteration, with an error where there is one.
+
+    Attributes:
+        taken_at: when the coroutine last took something, a time of ``time.monotonic``.
     """
 
     def __init__(self, capacity: int, on_room: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._capacity = capacity
+        self._half = (capacity + 1) // 2
+        self._full = False
+        self.taken_at = time.monotonic()
         self._on_room = on_room
         self._items: deque[Item] = deque()
         self._arrived = asyncio.Event()
@@ -30,8 +37,12 @@ class Outbox(Generic[Item]):
         self._error: MemfoldError | None = None
 
     def has_room(self) -> bool:
-        """Whether the next item would be within the capacity."""
-        return len(self._items) < self._capacity
+        """Whether the next item would be within the capacity; once full, not before half has been taken.
+
+        A slow client's sequence then runs a while and rests a while, instead of joining the batch for every single token.
+        """
+        self._full = len(self._items) >= (self._half if self._full else self._capacity)
+        return not self._full
 
     def put(self, item: Item) -> None:
         """Hand one item over; from any thread."""
@@ -47,9 +58,9 @@ class Outbox(Generic[Item]):
     async def __aiter__(self) -> AsyncIterator[Item]:
         while True:
             while self._items:
-                was_full = not self.has_room()
                 item = self._items.popleft()
-                if was_full:
+                self.taken_at = time.monotonic()
+                if len(self._items) == self._half - 1:
                     self._on_room()
                 yield item
             if self._closed and not self._items:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
@@ -13,10 +14,32 @@ from memfold.api.values import Turn
 from memfold_osam.serving import ServedModel
 from memfold_osam.turns import Message
 from memfold_reader.scoring import Candidate
+from memfold_reader.sequence import Segment
 
 DEFAULT_MAX_TOKENS = 256
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a reply goes on from.
+
+    Attributes:
+        tokens: BOS where the model has one, turns of the log, the request's own messages, the header of the reply.
+        own: where the request's own messages begin.
+        segments: those of them that an adapter which writes whole messages would write.
+    """
+
+    tokens: list[int]
+    own: int
+    segments: tuple[Segment, ...]
+
+    def behind(self, before: Sequence[int]) -> Prompt:
+        """The same with other tokens in front."""
+        by = len(before)
+        segments = (replace(segment, begin=segment.begin + by, end=segment.end + by) for segment in self.segments)
+        return Prompt([*before, *self.tokens], self.own + by, tuple(segments))
 
 
 class Prompter:
@@ -24,6 +47,7 @@ class Prompter:
 
     def __init__(self, served: ServedModel) -> None:
         self._turns = served.turns
+        self._by_sentence = served.memory.config.memory_write_granularity == "sentence_mean"
         self._bos = tuple(served.turns.bos)
         eos: int | None = served.tokenizer.eos_token_id
         self._opening = self._bos or (min(served.turns.end_ids) if eos is None else eos,)
@@ -35,17 +59,17 @@ class Prompter:
         """How many tokens at the beginning of every prompt take no part in the memory."""
         return len(self._bos)
 
-    async def messages(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of messages with the header of the reply behind them, without BOS."""
-        return [*chain.from_iterable(await self._run(self._encode, messages)), *self._turns.generation_prompt]
+    async def messages(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt without BOS and without a window."""
+        return await self._run(self._own, messages)
 
     async def turns(self, turns: Sequence[Turn]) -> list[list[int]]:
         """The tokens of each turn of a log."""
         return await self._run(self._encode, [Message(str(t.role), t.content, t.speaker) for t in turns])
 
-    def whole(self, window: Sequence[Sequence[int]], messages: Sequence[int]) -> list[int]:
-        """The prompt: BOS where the model has one, turns of the log, the request's messages."""
-        return [*self._bos, *chain.from_iterable(window), *messages]
+    def whole(self, window: Sequence[Sequence[int]], messages: Prompt) -> Prompt:
+        """The whole prompt, from turns of the log and what ``messages`` gave."""
+        return messages.behind([*self._bos, *chain.from_iterable(window)])
 
     def plan(self, message_tokens: int, max_tokens: int | None) -> tuple[int, int]:
         """Divide the context: (tokens of the reply at most, tokens left for a window).
@@ -99,6 +123,17 @@ class Prompter:
                 "context_tokens": str(self._context_tokens),
             },
         )
+
+    def _own(self, messages: Sequence[Message]) -> Prompt:
+        tokens: list[int] = []
+        segments: list[Segment] = []
+        for message, encoded in zip(messages, self._encode(messages), strict=True):
+            begin = len(tokens)
+            tokens += encoded
+            if message.role != "system":  # a fold does not write those either
+                sentences = self._turns.sentences(message) if self._by_sentence else ()
+                segments.append(Segment(begin, len(tokens), tuple(sentences)))
+        return Prompt([*tokens, *self._turns.generation_prompt], 0, tuple(segments))
 
     def _encode(self, messages: Sequence[Message]) -> list[list[int]]:
         return [self._turns.encode(message) for message in messages]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from memfold.api.errors import InvalidFieldError, MemfoldError
 from memfold_reader.outbox import Outbox
-from memfold_reader.runner import Runner, Steering
-from memfold_reader.work import Work
+from memfold_reader.sequence import Sequence, Steering, common
 
 SCORE_TOKENS = 256  # in one step; each may need a row of logits
 
@@ -44,19 +42,24 @@ class Score:
         return math.fsum(self.log_probabilities)
 
 
-class Scoring(Work):
+class Scoring(Sequence):
     """Scores candidates one after the other. What two share at their beginning is computed once."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], *, steering: Steering | None, outbox: Outbox[Score], deadline: float
+        self,
+        candidates: Seq[Candidate],
+        *,
+        steering: Steering | None,
+        outbox: Outbox[Score],
+        deadline: float,
+        tenant: str = "",
     ) -> None:
-        super().__init__(deadline)
         assert candidates
+        # The last token is predicted, never run.
+        super().__init__(candidates[0].tokens[:-1], steering=steering, deadline=deadline, tenant=tenant)
+        self.prefix = candidates[0].start
         self._candidates = list(candidates)
-        self._steering = steering
         self._outbox = outbox
-        self._cache: DynamicCache | None = None
-        self._fed: list[int] = []  # the tokens that the cache holds
         self._found: list[float] = []
         self._greedy = True
 
@@ -64,34 +67,32 @@ class Scoring(Work):
         """Whether the outbox takes another score."""
         return self._outbox.has_room()
 
-    def step(self, runner: Runner) -> bool:
-        """Run a piece of the current candidate."""
-        candidate = self._candidates[0]
-        if self._cache is None:
-            self._cache = runner.new_cache()
-        begin = len(self._fed)
-        # The last token is predicted, never fed.
-        end = min(begin + SCORE_TOKENS, len(candidate.tokens) - 1)
-        # The position before a token predicts it: rows are needed from `start - 1` on.
-        needed = end - max(begin, candidate.start - 1)
-        piece = list(candidate.tokens[begin:end])
-        logits = runner.forward(piece, self._cache, self._steering, keep=max(1, needed))
-        self._fed += piece
-        if needed > 0:
-            self._take(logits, candidate.tokens[end - needed + 1 : end + 1])
-        if end < len(candidate.tokens) - 1:
-            return False
-        return self._finish_candidate()
+    def chunk(self, budget: int) -> int:
+        """Each of its tokens may need a row of logits, so there are fewer."""
+        return super().chunk(min(budget, SCORE_TOKENS))
+
+    def taken_at(self) -> float:
+        """When the outbox was last emptied a little."""
+        return self._outbox.taken_at
+
+    def wanted(self, count: int) -> int:
+        """Those from the position before the continuation on, as each predicts the next token."""
+        begin = self.computed
+        return max(0, begin + count - max(begin, self._candidates[0].start - 1))
+
+    def take(self, logits: Tensor, best: list[int]) -> bool:
+        """Look up the candidate's own tokens."""
+        candidate, end = self._candidates[0], self.computed
+        if best:
+            targets = candidate.tokens[end - len(best) + 1 : end + 1]
+            wanted = torch.tensor(targets, device=logits.device)[:, None]
+            self._found += (logits.gather(-1, wanted)[:, 0] - logits.logsumexp(-1)).tolist()
+            self._greedy = self._greedy and tuple(best) == targets
+        return end == len(self.tokens) and self._finish_candidate()
 
     def fail(self, error: MemfoldError) -> None:
         """End with an error."""
         self._outbox.close(error)
-
-    def _take(self, logits: Tensor, targets: Sequence[int]) -> None:
-        wanted = torch.tensor(targets, device=logits.device).unsqueeze(-1)
-        chosen = logits.gather(-1, wanted).squeeze(-1)
-        self._found += (chosen - logits.logsumexp(-1)).tolist()
-        self._greedy = self._greedy and bool((logits.argmax(-1) == wanted.squeeze(-1)).all())
 
     def _finish_candidate(self) -> bool:
         self._outbox.put(Score(tuple(self._found), self._greedy))
@@ -104,17 +105,9 @@ class Scoring(Work):
         return False
 
     def _rewind(self, candidate: Candidate) -> None:
-        """Keep of the cache what the next candidate begins with."""
-        assert self._cache is not None
-        shared = min(_common(self._fed, candidate.tokens), candidate.start - 1)
-        if shared == 0 or any(type(layer) is not DynamicLayer for layer in self._cache.layers):
-            self._cache, self._fed = None, []
-            return
-        if shared < len(self._fed):
-            self._cache.crop(shared - len(self._fed))
-            del self._fed[shared:]
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+        """Keep what the next candidate begins with."""
+        assert self.row is not None
+        shared = min(common(self.tokens, candidate.tokens), candidate.start - 1)
+        self.tokens = list(candidate.tokens[:-1])
+        self.prefix = candidate.start
+        self.row.rewind(shared)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
 from memfold import telemetry
-from memfold.api.convert import model_to_message
+from memfold.api.convert import model_to_message, update_mode_to_message
 from memfold.api.errors import InvalidFieldError, ModelLoadingError, ShuttingDownError
 from memfold.api.v1 import generation_service_pb2 as pb
 from memfold.api.v1.generation_service_pb2_grpc import GenerationServiceServicer
-from memfold.api.values import MemoryName, ModelCard, Revision, Role
+from memfold.api.values import ModelCard
 from memfold.rpc.deadline import answer_in
-from memfold_osam.turns import Message
-from memfold_reader.reader import Answer, MemoryUse, Reader
-from memfold_reader.reply import Finished, FinishReason
-from memfold_reader.sampling import SamplingOptions
+from memfold_reader.asked import memory_use_of, messages_of, reading_of, sampling_of, tenant_of
+from memfold_reader.reader import Answer, Reader
+from memfold_reader.reply import Finished, FinishReason, Piece, TokenLogprob
 from memfold_reader.scoring import Score
 
 _LOADING_RETRY_MS = 1000
@@ -50,10 +48,11 @@ class GenerationService(GenerationServiceServicer):
         answer: Answer | None = None
         try:
             answer = await reader.generate(
-                _messages(request.messages),
-                _memory_use(request.memory, request.memory_options),
-                _sampling(request.sampling),
+                messages_of(request.messages),
+                memory_use_of(request.memory, request.memory_options),
+                sampling_of(request.sampling),
                 received + answer_in(context),
+                tenant_of(request.memory, context),
             )
             # Where the client goes away between two tokens, nobody resumes this generator: gRPC tells us here.
             context.add_done_callback(lambda _: answer.cancel())
@@ -69,18 +68,20 @@ class GenerationService(GenerationServiceServicer):
         """Score all continuations."""
         deadline = time.monotonic() + answer_in(context)
         reader = self._ready()
-        use = _memory_use(request.memory, request.memory_options)
+        use = reading_of(request.memory, request.memory_options)
+        tenant = tenant_of(request.memory, context)
         continuations = list(request.continuations)
         if not all(continuations) or not continuations:
             raise InvalidFieldError("continuations", "there must be one, and none may be empty")
         match request.WhichOneof("prompt"):
             case "messages":
-                messages = _messages(request.messages.messages)
-                scores, revision = await reader.score_replies(messages, continuations, use, deadline)
+                messages = messages_of(request.messages.messages)
+                scores, revision = await reader.score_replies(messages, continuations, use, deadline, tenant)
             case "text":
-                if use.window_tokens:
-                    raise InvalidFieldError("memory_options.window_tokens", "a text as it is has no place for turns")
-                scores, revision = await reader.score_text(request.text, continuations, use, deadline)
+                for field in ("window_tokens", "recall_tokens"):
+                    if getattr(use, field):
+                        raise InvalidFieldError(f"memory_options.{field}", "a text as it is has no place for turns")
+                scores, revision = await reader.score_text(request.text, continuations, use, deadline, tenant)
             case _:
                 raise InvalidFieldError("prompt", "messages or a text is needed")
         return pb.ScoreResponse(scores=map(_score, scores), revision=revision)
@@ -97,62 +98,36 @@ class GenerationService(GenerationServiceServicer):
         return self.reader
 
 
-def _messages(messages: Iterable[pb.Message]) -> list[Message]:
-    found = [Message(str(Role.parse(m.role)), m.content, m.speaker) for m in messages]
-    if not found:
-        raise InvalidFieldError("messages", "at least one is needed")
-    return found
-
-
-def _memory_use(name: str, options: pb.MemoryOptions) -> MemoryUse:
-    gain = options.gain if options.HasField("gain") else 1.0
-    _check("memory_options.gain", math.isfinite(gain) and gain >= 0, "must be 0 or more")
-    _check("memory_options.window_tokens", options.window_tokens >= 0, "must be 0 or more")
-    if not name:
-        _check("memory_options.min_revision", not options.min_revision, "needs a memory")
-        return MemoryUse(gain=gain, window_tokens=options.window_tokens)
-    minimum = options.min_revision
-    return MemoryUse(
-        MemoryName.parse(name),
-        gain,
-        options.window_tokens,
-        Revision.parse(minimum, "memory_options.min_revision") if minimum else None,
-    )
-
-
-def _sampling(options: pb.Sampling) -> SamplingOptions:
-    top_p = options.top_p if options.HasField("top_p") else 1.0
-    _check("sampling.temperature", math.isfinite(options.temperature) and options.temperature >= 0, "must be 0 or more")
-    _check("sampling.top_p", 0 <= top_p <= 1, "must be from 0 to 1")
-    _check("sampling.max_tokens", options.max_tokens >= 0, "must be 0 or more")
-    _check("sampling.stop", all(options.stop), "a stop text must not be empty")
-    return SamplingOptions(
-        options.temperature,
-        top_p,
-        options.max_tokens or None,
-        tuple(options.stop),
-        options.seed if options.HasField("seed") else None,
-    )
-
-
-def _check(field: str, holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise InvalidFieldError(field, otherwise)
-
-
-def _response(item: str | Finished, answer: Answer, received: float) -> pb.GenerateResponse:
-    if isinstance(item, str):
-        return pb.GenerateResponse(delta=pb.TextDelta(text=item))
+def _response(item: Piece | Finished, answer: Answer, received: float) -> pb.GenerateResponse:
+    if isinstance(item, Piece):
+        return pb.GenerateResponse(delta=pb.TextDelta(text=item.text, tokens=map(_token, item.tokens)))
+    basis = answer.basis
     return pb.GenerateResponse(
         summary=pb.GenerationSummary(
-            revision=answer.basis.revision,
+            revision=basis.revision,
             finish_reason=_REASONS[item.reason],
-            prompt_tokens=answer.basis.prompt_tokens,
+            prompt_tokens=basis.prompt_tokens,
             generated_tokens=item.generated_tokens,
-            window_turns=answer.basis.window_turns,
+            window_turns=basis.quotes.window_turns,
             time_to_first_token=_duration(item.first_token_at - received),
             total_time=_duration(item.last_token_at - received),
+            stale=basis.stale,
+            folded_inline_turns=basis.folded_turns,
+            # Where nothing steers, it was not measured, but is known.
+            memory_influence=(item.influence or 0.0) if basis.use.influence else None,
+            reused_prompt_tokens=item.reused_tokens,
+            update=update_mode_to_message(basis.use.update),
+            recalled=(pb.RecalledTurn(id=p.id, sequence=p.sequence, score=p.score) for p in basis.quotes.passages),
         )
+    )
+
+
+def _token(said: TokenLogprob) -> pb.TokenLogProbability:
+    return pb.TokenLogProbability(
+        token=said.token,
+        text=said.text,
+        log_probability=said.log_probability,
+        top=[pb.TokenAlternative(token=token, text=text, log_probability=value) for token, text, value in said.top],
     )
 
 

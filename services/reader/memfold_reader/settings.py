@@ -28,4 +28,10 @@ class Settings(BaseSettings):
     max_active: Annotated[int, Field(gt=0)] = 32
     """Requests that take turns on the device, each with a KV cache; more wait."""
 
+    inline_tokens: Annotated[int, Field(ge=0)] = 16384
+    """The most that are folded for one answer alone, the open block included; what is longer waits for a writer."""
+
+    prefix_cache_mb: Annotated[int, Field(ge=0)] = 256
+    """Of the device's memory, for keys and values of prompts that others may begin with; 0: none are kept."""
+
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 
-from memfold.service import run_service
+from memfold.service import leave, run_service
 from memfold_writer.settings import Settings
 
 
@@ -36,7 +36,7 @@ def _run(settings: Settings) -> int:
     from memfold_writer.service import Writer  # noqa: PLC0415 - torch takes seconds, and wrong settings show at once
 
     logging.getLogger("celery").setLevel(logging.WARNING)  # it would tell of every single hint
-    return Writer(settings).run()
+    leave(Writer(settings).run())
 
 
 if __name__ == "__main__":

@@ -66,26 +66,22 @@ class Writer:
         observed = telemetry.setup("memfold-writer", self._settings.metrics_port)
         loop = LoopThread()
         try:
-            code, finished = self._serve(loop)
+            code = self._serve(loop)
         finally:
             loop.run(self._opened.aclose())
             observed.shutdown()
             loop.stop()
         _log.info("stopped")
-        if not finished:  # an abandoned fold would hold up the interpreter's own end
-            logging.shutdown()
-            os._exit(code)
         return code
 
-    def _serve(self, loop: LoopThread) -> tuple[int, bool]:
-        """Load, open, consume. Returns the exit code, and whether the device has come to rest."""
+    def _serve(self, loop: LoopThread) -> int:
+        """Load, open, consume. Returns the exit code; a fold that was abandoned may still run."""
         health = loop.run(self._open_health())
         served = self._load()
         device = Device(served, self._settings.batch_tokens, self._settings.kv_cache_bytes)
         loop.run(device.warm_up())
         store = loop.run(when_there(lambda: self._open_store(served)))
-        code = self._consume(loop, health, store, device, served)
-        return code, not device.busy
+        return self._consume(loop, health, store, device, served)
 
     def _consume(self, loop: LoopThread, health: Server, store: Store, device: Device, served: ServedModel) -> int:
         """Put the parts together and consume hints until somebody says stop; gives back what is still claimed."""

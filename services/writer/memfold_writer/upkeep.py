@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from memfold.api.errors import MemfoldError, StoreUnavailableError
 from memfold.api.values import MemoryName, OperationKind
@@ -16,11 +18,12 @@ from memfold_writer.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-ROUND_S = 1.0  # from one look to the next
+ROUND_S = 1.0  # from one look to the next, where nobody calls
 BUSY_S = 0.1  # the same while there are operations to go on with
 SLICE_S = 1.0  # of one operation, before the next has its turn
 AT_ONCE = 16  # operations, or memories that have expired, in one round
 AUDIT_S = 30.0
+AUDIT_LEASE_S = 2 * AUDIT_S  # of many writers one looks; another after so long without a look
 AUDIT_KEYS = 20_000  # looked at in one audit; the next goes on from there
 
 Refold = Callable[[MemoryName, str], None]
@@ -38,19 +41,22 @@ class Upkeep:
         self._metrics = metrics
         self._refold = refold
         self._audit_at = time.monotonic() + AUDIT_S
-        self._audited = ""
+        self._holder = secrets.token_hex(8)
 
     async def run(self) -> None:
         """Look for ever, also while the store is gone; to be run as a task."""
-        while True:
-            busy = False
-            try:
-                busy = await self._round()
-            except StoreUnavailableError as error:
-                _log.info("upkeep waits for the store: %s", error)
-            except Exception as error:  # noqa: BLE001 - the outer loop: operations must not end with one of them
-                _log.error("upkeep stumbled: %s", describe(error))
-            await asyncio.sleep(BUSY_S if busy else ROUND_S)
+        async with self._store.operations_left() as left:
+            while True:
+                left.clear()
+                busy = False
+                try:
+                    busy = await self._round()
+                except StoreUnavailableError as error:
+                    _log.info("upkeep waits for the store: %s", error)
+                except Exception as error:  # noqa: BLE001 - the outer loop: operations must not end with one of them
+                    _log.error("upkeep stumbled: %s", describe(error))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(left.wait(), BUSY_S if busy else ROUND_S)
 
     async def _round(self) -> bool:
         due = await self._store.due_operations(AT_ONCE)
@@ -77,7 +83,13 @@ class Upkeep:
             self._refold(name, operation_id)
 
     async def _audit(self) -> None:
-        self._audited, found = await self._store.audit(self._audited, limit=AUDIT_KEYS)
-        self._metrics.audited(len(found))
-        for name in found:
+        found = await self._store.audit(holder=self._holder, lease_s=AUDIT_LEASE_S, limit=AUDIT_KEYS)
+        if found is None:
+            return
+        self._metrics.audited(len(found.queued))
+        for name in found.queued:
             _log.error("%s was behind its log and in no queue; it is queued now", name)
+        for name in found.listed:
+            _log.warning("%s was not listed; it is now", name)
+        for name in found.unlisted:
+            _log.info("an index entry of %s had outlived what it was for", name)

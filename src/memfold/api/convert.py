@@ -13,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from memfold.api.errors import InvalidFieldError
+from memfold.api.generation import Stale, UpdateMode
 from memfold.api.v1 import generation_service_pb2 as generation_pb
 from memfold.api.v1 import history_service_pb2 as history_pb
 from memfold.api.v1 import memory_service_pb2 as memory_pb
@@ -229,6 +230,44 @@ def model_to_message(card: ModelCard) -> generation_pb.Model:
         description=card.description,
         examples=card.examples,
     )
+
+
+def stale_to_message(stale: Stale) -> str:
+    """A way with stale states, as messages take it."""
+    return f"STALE_{stale.name}"
+
+
+def stale_from_message(value: int) -> Stale:
+    """A way with stale states; what is not specified is ``WAIT``.
+
+    Raises:
+        InvalidFieldError: no such value.
+    """
+    if value == generation_pb.STALE_UNSPECIFIED:
+        return Stale.WAIT
+    try:
+        return Stale[generation_pb.Stale.Name(value).removeprefix("STALE_")]
+    except ValueError:
+        raise InvalidFieldError("memory_options.stale", f"unknown value {value}") from None
+
+
+def update_mode_to_message(mode: UpdateMode) -> str:
+    """An update mode, as messages take it."""
+    return f"UPDATE_MODE_{mode.name}"
+
+
+def update_mode_from_message(value: int) -> UpdateMode:
+    """An update mode; what is not specified is ``READ_ONLY``.
+
+    Raises:
+        InvalidFieldError: no such value.
+    """
+    if value == generation_pb.UPDATE_MODE_UNSPECIFIED:
+        return UpdateMode.READ_ONLY
+    try:
+        return UpdateMode[generation_pb.UpdateMode.Name(value).removeprefix("UPDATE_MODE_")]
+    except ValueError:
+        raise InvalidFieldError("memory_options.update", f"unknown value {value}") from None
 
 
 def _time(ms: int) -> Timestamp:

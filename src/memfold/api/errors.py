@@ -125,6 +125,12 @@ class ModelLoadingError(MemfoldError):
     reason = "MODEL_LOADING"
 
 
+class ModelNotFoundError(MemfoldError):
+    """No writer has ever loaded this model."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
 class ReaderUnavailableError(MemfoldError):
     """No reader answers."""
 
@@ -171,6 +177,12 @@ class TurnFoldedError(MemfoldError):
     """The turn is in the state already: forget it instead."""
 
     reason = "TURN_FOLDED"
+
+
+class TurnQuarantinedError(MemfoldError):
+    """The model cannot fold the turn, and nothing behind it before it is skipped or forgotten."""
+
+    reason = "TURN_QUARANTINED"
 
 
 class OperationNotFoundError(MemfoldError):

@@ -67,6 +67,11 @@ class MemoryName:
             raise InvalidFieldError("name", f"{text!r} is not of the form tenants/TENANT/memories/MEMORY")
         return cls(match["tenant"], match["memory"])
 
+    @staticmethod
+    def is_one(text: str) -> bool:
+        """Whether ``parse`` would take it."""
+        return _NAME.fullmatch(text) is not None
+
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/memories/{self.memory}"
 
@@ -146,6 +151,14 @@ class Turn:
         said: dict[str, Any] = json.loads(data)
         said["role"] = Role(said["role"])
         return cls(**said, sequence=sequence, append_ms=append_ms, nonce=nonce, skipped=skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTurn:
+    """A turn of the log that fits a query. ``score`` is BM25: more is better; scores of two logs do not compare."""
+
+    turn: Turn
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +257,8 @@ class Memory:
         head: where the log stands. ``last`` is the highest number ever given to a turn; none is given twice.
         applied: where the state stands.
         building: fingerprint of a second model that folds the log too, as far as ``building_applied``; empty: none.
-        quarantined: a turn that cannot be folded and holds up all later ones; 0: none.
+        quarantined: a turn that cannot be folded and holds up all later ones; 0: none. ``building_quarantined``: one that
+            the second model cannot fold.
         forked_from: the memory and revision that this one is a copy of; empty: it is none.
     """
 
@@ -263,6 +277,7 @@ class Memory:
     last: int = 0
     building: str = ""
     building_applied: int = 0
+    building_quarantined: int = 0
     quarantined: int = 0
     forked_from: str = ""
     policy: Policy = field(default_factory=Policy)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,11 +19,13 @@ from memfold.cli.probe import Probe, Told
 from memfold.cli.scoring import FACTS, Arm, Scorer, Scores, held_out
 from memfold.cli.signals import exit_on_termination
 from memfold.cli.up import announce
-from memfold.client import Memfold, Model
 from memfold.local.errors import LocalPlatformError
 from memfold.local.platform import Platform
 from memfold.local.settings import ANY_PORT, PlatformSettings
 from memfold.persona import UNKNOWN_ANSWER, Dialogue, Question, generate, is_correct
+
+if TYPE_CHECKING:  # brings gRPC, see options
+    from memfold.client import Memfold, Model
 
 _STORY = "story"
 _STORY_TALK = 2
@@ -81,6 +83,8 @@ def demo(
 
 
 def _run(settings: PlatformSettings, out: Console, *, questions: int, seed: int) -> dict[str, Any]:
+    from memfold.client import Memfold  # noqa: PLC0415 - see above
+
     say(out, "Starting Redis, writer, reader and gateway as processes of their own:")
     with Platform.start(settings, on_ready=lambda member: announce(out, member)) as platform:
         with Memfold(platform.target, platform.api_key) as client:

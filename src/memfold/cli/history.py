@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from memfold.api.errors import DeadlineError, InvalidFieldError
 from memfold.api.values import Memory, Revision, Role
 from memfold.cli.asking import Yes, agreed, selection
 from memfold.cli.group import FAILURE
@@ -15,7 +16,10 @@ from memfold.cli.memories import AsJson, Name
 from memfold.cli.options import connect
 from memfold.cli.output import console, iso_time, print_json, print_table, printable, say
 from memfold.cli.receipts import as_dict, sentences
-from memfold.client import Memfold, Operation, VerifyReceipt
+from memfold.cli.values import key_value
+
+if TYPE_CHECKING:  # brings gRPC, see options
+    from memfold.client import Memfold, Operation
 
 _SECONDS = len("2026-01-01T00:00:00")
 _DIGEST_SHOWN = 12
@@ -50,8 +54,9 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Copy a memory, as it is or as it was at a revision."""
+    place = _place(at, "--at") if at else None
     with connect(context) as client:
-        revision = _revision(client.get_memory(name), at) if at else None
+        revision = _revision(client.get_memory(name), place) if place is not None else None
         _report(client, client.fork(name, new, at=revision), timeout, as_json)
 
 
@@ -65,9 +70,10 @@ def rollback(
 ) -> None:
     """Take a memory back to a revision. Later turns are gone for good."""
     agreed(yes)
+    place = _place(to, "REVISION")
     with connect(context) as client:
         memory = client.get_memory(name)
-        revision = _revision(memory, to)
+        revision = _revision(memory, place)
         agreed(yes, f"Take {memory.name} back from turn {memory.head} to turn {revision.sequence}?")
         operation = client.rollback(name, revision, expected_revision=None if yes else memory.revision)
         _report(client, operation, timeout, as_json)
@@ -95,7 +101,7 @@ def forget(
     Select them by `--ids`, by `--range`, or by what was said about them: `--match`, `--role` and `--speaker`, of which all
     that are given must fit. Prints the receipt.
     """
-    metadata = dict(_pair(text) for text in match or ())
+    metadata = dict(key_value(text, "--match") for text in match or ())
     sequences = _range(range_)
     if ids and "" in ids:
         raise typer.BadParameter("no turn's id is empty", param_hint="--ids")
@@ -137,7 +143,11 @@ def rebuild(
     context: typer.Context,
     name: Name,
     fingerprint: Annotated[
-        str, typer.Option(metavar="HEX", help="The model; else the one that new memories get.")
+        str,
+        typer.Option(
+            metavar="HEX",
+            help="The model's fingerprint, as `memfold show` prints it; else the model that new memories get.",
+        ),
     ] = "",
     timeout: Timeout = 600,
     as_json: AsJson = False,
@@ -149,6 +159,8 @@ def rebuild(
 
 def verify(context: typer.Context, name: Name, timeout: Timeout = 600, as_json: AsJson = False) -> None:
     """Prove that the state is that of the log: check its digests, and fold it again. Exit code 1 where it is not."""
+    from memfold.client import VerifyReceipt  # noqa: PLC0415 - see above
+
     with connect(context) as client:
         done = _report(client, client.verify(name), timeout, as_json)
     if isinstance(done.receipt, VerifyReceipt) and not done.receipt.ok:
@@ -183,7 +195,10 @@ def _stands(operation: Operation) -> str:
 
 def _report(client: Memfold, operation: Operation, timeout: float, as_json: bool) -> Operation:
     """Wait for an operation and print its receipt."""
-    done = client.wait_operation(operation, timeout_s=timeout) if not operation.done else operation.settled()
+    try:
+        done = client.wait_operation(operation, timeout_s=timeout) if not operation.done else operation.settled()
+    except DeadlineError as error:
+        raise DeadlineError(f"{error.message}; it goes on, memfold operations tells how far it is") from None
     if as_json:
         print_json(as_dict(done))
     else:
@@ -192,9 +207,21 @@ def _report(client: Memfold, operation: Operation, timeout: float, as_json: bool
     return done
 
 
-def _revision(memory: Memory, text: str) -> Revision:
-    """A revision by its token, or of this memory by its number."""
-    return Revision(memory.incarnation, int(text)) if re.fullmatch("[0-9]{1,18}", text) else Revision.parse(text)
+def _place(text: str, option: str) -> Revision | int:
+    """A revision by its token, or the number of one."""
+    if re.fullmatch("[0-9]{1,18}", text):
+        return int(text)
+    try:
+        return Revision.parse(text)
+    except InvalidFieldError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a revision, such as 0123456789ab.7, nor its number; memfold revisions lists those kept",
+            param_hint=option,
+        ) from None
+
+
+def _revision(memory: Memory, place: Revision | int) -> Revision:
+    return Revision(memory.incarnation, place) if isinstance(place, int) else place
 
 
 def _range(text: str) -> tuple[int, int] | None:
@@ -204,10 +231,3 @@ def _range(text: str) -> tuple[int, int] | None:
     if found is None or int(found["last"] or found["first"]) < int(found["first"]):
         raise typer.BadParameter(f"{text!r} is not of the form FIRST or FIRST-LAST", param_hint="--range")
     return int(found["first"]), int(found["last"] or found["first"])
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise typer.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint="--match")
-    return key, value

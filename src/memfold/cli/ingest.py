@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,11 +19,14 @@ from memfold.cli.group import FAILURE
 from memfold.cli.options import connect
 from memfold.cli.output import console, counted, print_json, printable, say
 from memfold.cli.turn_lines import BadLine, TurnLine, read_lines
-from memfold.client import Ack, Memfold
+
+if TYPE_CHECKING:  # brings gRPC, see options
+    from memfold.client import Ack, Memfold
 
 _STDIN = "-"
 # A full backlog empties at the writer's pace; give up when nothing at all gets through for so long.
 _PATIENCE_S = 120.0
+_SAY_AGAIN_S = 10.0
 
 
 def ingest(
@@ -86,6 +89,8 @@ class Ingesting:
         self._again: deque[TurnLine] = deque()
         self._sent: deque[TurnLine] = deque()
         self._retry_after_s = 0.0
+        self._waits_for = ""
+        self._say_again_at = 0.0
 
     def run(self, lines: Iterable[TurnLine | BadLine]) -> None:
         """Append every line. What the platform has no room for yet is sent again before anything else."""
@@ -101,6 +106,7 @@ class Ingesting:
                 elif time.monotonic() > last_success + _PATIENCE_S:
                     self._give_up()
                     return
+                self._say_what_for()
                 time.sleep(self._retry_after_s)
 
     def _stream(self, remaining: Iterator[TurnLine | BadLine]) -> int:
@@ -112,6 +118,7 @@ class Ingesting:
             line = self._sent.popleft()
             if ack.error is not None and ack.error.retry_after_ms:
                 rejected.append(line)
+                self._waits_for = f"{line.memory}: {ack.error.message}"
                 self._retry_after_s = max(self._retry_after_s, ack.error.retry_after_ms / 1000)
             else:
                 self._account(line, ack)
@@ -137,8 +144,18 @@ class Ingesting:
             return
         self.report.duplicates += ack.duplicate
         self.report.appended += not ack.duplicate
-        count = self.report.appended + self.report.duplicates
-        self._progress.update(self._task, advance=line.size, description=f"{count} turns")
+        self._progress.update(self._task, advance=line.size, description=self._count())
+
+    def _count(self) -> str:
+        return counted(self.report.appended + self.report.duplicates, "turn")
+
+    def _say_what_for(self) -> None:
+        """A pause looks like a standstill to whoever does not know of it."""
+        self._progress.update(self._task, description=f"{self._count()}, waiting")
+        now = time.monotonic()
+        if now >= self._say_again_at:
+            self._say_again_at = now + _SAY_AGAIN_S
+            say(self._progress.console, printable(f"waiting ({self._waits_for}); this goes on by itself"))
 
     def _fail(self, line: TurnLine | BadLine, reason: str) -> None:
         self.report.failed.append((line.number, reason))
@@ -148,6 +165,8 @@ class Ingesting:
     def _give_up(self) -> None:
         for line in self._again:
             self._fail(line, "the writer is too far behind; run this again later, nothing is appended twice")
+        last = max(line.number for line in self._again)
+        say(self._progress.console, f"stopped: lines after line {last} were not sent")
 
 
 def _progress_bar() -> Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,15 @@ import typer
 from memfold.cli.adapter import adapter
 from memfold.cli.chat import chat
 from memfold.cli.demo import demo
+from memfold.cli.evaluate import evaluate
 from memfold.cli.group import MemfoldGroup
 from memfold.cli.history import forget, fork, operations, rebuild, revisions, rollback, skip, verify
 from memfold.cli.ingest import ingest
-from memfold.cli.memories import delete, memories, show, turns
+from memfold.cli.memories import delete, memories, search, show, turns
 from memfold.cli.options import Options
+from memfold.cli.train import train
 from memfold.cli.up import up
+from memfold.cli.update import create, update
 
 app = typer.Typer(
     cls=MemfoldGroup,
@@ -31,6 +33,8 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if not wanted:
         return
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, and seldom asked for
+
     try:
         print(f"memfold {version('memfold')}")
     except PackageNotFoundError:
@@ -72,6 +76,9 @@ app.command(rich_help_panel=_USE)(ingest)
 app.command(rich_help_panel=_USE)(memories)
 app.command(rich_help_panel=_USE)(show)
 app.command(rich_help_panel=_USE)(turns)
+app.command(rich_help_panel=_USE)(search)
+app.command(rich_help_panel=_USE)(create)
+app.command(rich_help_panel=_USE)(update)
 app.command(rich_help_panel=_USE)(delete)
 app.command(rich_help_panel=_BACK)(revisions)
 app.command(rich_help_panel=_BACK)(fork)
@@ -81,4 +88,6 @@ app.command(rich_help_panel=_BACK)(skip)
 app.command(rich_help_panel=_BACK)(rebuild)
 app.command(rich_help_panel=_BACK)(verify)
 app.command(rich_help_panel=_BACK)(operations)
-app.add_typer(adapter, name="adapter", rich_help_panel="Look at files")
+app.add_typer(evaluate, name="eval", rich_help_panel="Measure")
+app.add_typer(adapter, name="adapter", rich_help_panel="Adapters")
+app.command(rich_help_panel="Adapters")(train)

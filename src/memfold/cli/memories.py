@@ -12,6 +12,7 @@ from memfold.api.values import Memory, Turn
 from memfold.cli.asking import Yes, agreed
 from memfold.cli.options import connect
 from memfold.cli.output import console, counted, human_bytes, iso_time, print_json, print_table, printable, say
+from memfold.cli.values import human_duration
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The memory: its id, or its whole resource name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -66,8 +67,7 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
 def _facts(memory: Memory) -> list[tuple[str, str]]:
     facts = [
         ("memory", str(memory.name)),
-        ("display name", memory.display_name),
-        ("labels", ", ".join(f"{key}={value}" for key, value in memory.labels.items())),
+        *told(memory),
         ("created", iso_time(memory.create_ms)),
         ("last change", iso_time(memory.update_ms)),
         ("revision", str(memory.revision)),
@@ -82,9 +82,19 @@ def _facts(memory: Memory) -> list[tuple[str, str]]:
         ),
         ("quarantined", f"turn {memory.quarantined} cannot be folded" if memory.quarantined else ""),
         ("forked from", memory.forked_from),
-        ("deleted", f"{memory.policy.ttl_s:,} s after its last turn" if memory.policy.ttl_s else ""),
-        ("forgets", f"turns after {memory.policy.retention_s:,} s" if memory.policy.retention_s else ""),
-        ("keeps", f"the newest {memory.policy.keep_last} states, and ever fewer older ones"),
+    ]
+    return [(key, printable(value)) for key, value in facts if value]
+
+
+def told(memory: Memory) -> list[tuple[str, str]]:
+    """What people have said of a memory: names, labels, how long things of it are kept."""
+    policy = memory.policy
+    facts = [
+        ("display name", memory.display_name),
+        ("labels", ", ".join(f"{key}={value}" for key, value in memory.labels.items())),
+        ("deleted", f"{human_duration(policy.ttl_s)} after its last turn" if policy.ttl_s else ""),
+        ("forgets", f"each turn after {human_duration(policy.retention_s)}" if policy.retention_s else ""),
+        ("keeps", f"the newest {counted(policy.keep_last, 'state')}, and ever fewer older ones"),
     ]
     return [(key, printable(value)) for key, value in facts if value]
 
@@ -101,9 +111,31 @@ def turns(
         if as_json:
             print_json([turn_as_dict(turn) for turn in found])
             return
-        out = console()
+        out, turn = console(), None
         for turn in found:
             say(out, printable(f"{turn.sequence:>5}  {_said(turn)}"))
+        if turn is None:
+            say(out, "no turns yet")
+
+
+def search(
+    context: typer.Context,
+    name: Name,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A turn is found if it holds any of these words.")],
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find turns by their words, the best first."""
+    with connect(context) as client:
+        found = client.search(name, query, limit=limit)
+    if as_json:
+        print_json([turn_as_dict(one.turn) | {"score": round(one.score, 4)} for one in found])
+        return
+    out = console()
+    for one in found:
+        say(out, printable(f"{one.score:>7.2f} {one.turn.sequence:>6}  {_said(one.turn)}"))
+    if not found:
+        say(out, "No turn holds any of these words.")
 
 
 def _said(turn: Turn) -> str:
@@ -117,6 +149,7 @@ def delete(
     context: typer.Context,
     name: Name,
     yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a memory: its log, its state and everything that was made of them. Cannot be undone."""
     agreed(yes)
@@ -124,7 +157,10 @@ def delete(
         memory = client.get_memory(name)
         agreed(yes, f"Delete {memory.name} with its {counted(memory.turn_count, 'turn')}?")
         client.delete_memory(name)
-    say(console(), f"deleted {memory.name}")
+    if as_json:
+        print_json({"name": str(memory.name), "turn_count": memory.turn_count})
+    else:
+        say(console(), f"deleted {memory.name}")
 
 
 def lag(memory: Memory) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from memfold.api.errors import ApiKeyError
-from memfold.client import Memfold
 from memfold.local.connection import Connection
 from memfold.local.paths import DataDir, default_data_dir
+
+if TYPE_CHECKING:  # brings gRPC, for which no help text should wait
+    from memfold.client import Memfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +56,6 @@ def options(context: typer.Context) -> Options:
 def connect(context: typer.Context) -> Memfold:
     """A client for this run; close it by leaving its ``with`` block."""
     connection = options(context).connection()
+    from memfold.client import Memfold  # noqa: PLC0415 - see above
+
     return Memfold(connection.target, connection.api_key)

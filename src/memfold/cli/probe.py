@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from memfold.api.values import Revision, Role, Turn
-from memfold.client import Ack, Memfold
 from memfold.persona import Line
+
+if TYPE_CHECKING:  # brings gRPC, see options
+    from memfold.client import Ack, Memfold
 
 _MAX_TOKENS = 32
 _FOLD_S = 600.0  # on a slow machine with a large model

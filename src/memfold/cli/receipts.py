@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memfold.api.errors import MemfoldError
 from memfold.api.values import Revision
 from memfold.cli.output import counted, iso_time
-from memfold.client import ForgetReceipt, ForkReceipt, RebuildReceipt, RollbackReceipt, VerifyReceipt
-from memfold.client.operations import Receipt
+
+if TYPE_CHECKING:  # brings gRPC, see options
+    from memfold.client import ForgetReceipt, RollbackReceipt, VerifyReceipt
+    from memfold.client.operations import Receipt
+
+_MANY = 20  # ranges of numbers that a line tells
 
 
 def as_dict(value: Any) -> Any:
@@ -37,12 +41,22 @@ def as_dict(value: Any) -> Any:
 
 def sentences(receipt: Receipt | None) -> Iterator[str]:
     """A receipt as lines for people."""
+    from memfold.client import (  # noqa: PLC0415 - see above
+        ForgetReceipt,
+        ForkReceipt,
+        RebuildReceipt,
+        RollbackReceipt,
+        VerifyReceipt,
+    )
+
     match receipt:
         case ForkReceipt():
             yield f"{receipt.memory} holds {counted(receipt.turn_count, 'turn')}, as it was at {receipt.source_revision}"
         case RollbackReceipt():
             yield f"back at {receipt.revision}: {counted(receipt.removed_turns, 'turn')} {'is' if receipt.removed_turns == 1 else 'are'} gone"
             yield from _folding(receipt.revision, receipt.restored_revision)
+            if receipt.removed_turns:
+                yield from _erased(receipt)
         case ForgetReceipt():
             yield from _forgotten(receipt)
         case RebuildReceipt():
@@ -58,11 +72,19 @@ def _forgotten(receipt: ForgetReceipt) -> Iterator[str]:
         yield "no turn of it was meant" if receipt.forks else "no turn was meant; nothing has changed"
         yield from _forks(receipt)
         return
-    numbers = ", ".join(str(sequence) for sequence in receipt.sequences)
-    yield f"forgot {counted(len(receipt.turn_ids), 'turn')}: {numbers}"
+    yield f"forgot {counted(receipt.removed_turns, 'turn')}: {_numbers(receipt)}"
     yield f"the log is at {receipt.revision}; dropped with them: {counted(len(receipt.dropped_revisions), 'kept state')}"
     yield from _folding(receipt.revision, receipt.restored_revision)
     yield from _forks(receipt)
+    yield from _erased(receipt)
+
+
+def _numbers(receipt: ForgetReceipt) -> str:
+    told = [str(first) if first == last else f"{first} to {last}" for first, last in receipt.ranges[:_MANY]]
+    return ", ".join([*told, "..."] if len(receipt.ranges) > _MANY else told) or "another request did"
+
+
+def _erased(receipt: ForgetReceipt | RollbackReceipt) -> Iterator[str]:
     yield "the log was written anew" if receipt.log_rewritten else "the log is still to be written anew"
     yield (
         "the store's files were written anew" if receipt.files_rewritten else f"the store's files: {receipt.files_note}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 from memfold.api.errors import MemfoldError
@@ -14,8 +13,8 @@ GROUP = "memfold.tools"
 class ToolMissingError(MemfoldError):
     """A command's library is not installed."""
 
-    def __init__(self, module: str) -> None:
-        super().__init__(f"{module} is not installed; install memfold with its model: pip install 'memfold[model]'")
+    def __init__(self, module: str, extra: str = "model") -> None:
+        super().__init__(f"{module} is not installed: pip install 'memfold[{extra}]'")
 
 
 class ToolFailedError(MemfoldError):
@@ -44,10 +43,13 @@ def _reason(error: Exception) -> str:
 
 
 def _load(name: str) -> Callable[..., Any]:
+    extra = "train" if name.partition(".")[0] == "train" else "model"
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow, and no help text needs it
+
     for entry in entry_points(group=GROUP, name=name):
         try:
             tool: Callable[..., Any] = entry.load()
         except ModuleNotFoundError as error:
-            raise ToolMissingError(error.name or entry.module) from error
+            raise ToolMissingError(error.name or entry.module, extra) from error
         return tool
-    raise ToolMissingError(f"the tool {name}")
+    raise ToolMissingError(f"the tool {name}", extra)

@@ -34,8 +34,10 @@ def up(
     device: Annotated[str, typer.Option(envvar="MEMFOLD_DEVICE", help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[
         int,
-        typer.Option(envvar="MEMFOLD_THREADS", min=0, help="Threads of writer and reader each; 0: half the machine."),
+        typer.Option(envvar="MEMFOLD_THREADS", min=0, help="Threads of each writer and reader; 0: their share."),
     ] = 0,
+    readers: Annotated[int, typer.Option(min=1, help="How many readers answer.")] = 1,
+    writers: Annotated[int, typer.Option(min=1, help="How many writers fold.")] = 1,
     redis_url: Annotated[
         str, typer.Option(envvar="MEMFOLD_REDIS_URL", metavar="URL", help="A Redis of yours; else a private one.")
     ] = "",
@@ -46,7 +48,7 @@ def up(
 ) -> None:
     """Leave the platform running in the foreground; ctrl-C stops it.
 
-    Starts Redis, writer, reader and gateway as processes of their own, makes an API key by itself, and keeps everything
+    Starts Redis, writers, readers and gateway as processes of their own, makes an API key by itself, and keeps everything
     in the data directory. A process that dies is named with its last lines, and the rest is stopped.
     """
     _check_listen(listen)
@@ -59,6 +61,8 @@ def up(
         adapter=adapter,
         device=device,
         threads=threads,
+        readers=readers,
+        writers=writers,
         redis_url=redis_url,
         grace_s=grace,
     )
@@ -90,7 +94,7 @@ def _facts(platform: Platform) -> dict[str, Any]:
 
 def announce(out: Console, member: Member) -> None:
     """Say that a process serves."""
-    say(out, f"  {member.name:<8} pid {member.pid:<8} {member.address() or ''}")
+    say(out, f"  {member.name:<9} pid {member.pid:<8} {member.address() or ''}")
 
 
 def _welcome(out: Console, platform: Platform) -> None:

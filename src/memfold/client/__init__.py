@@ -11,7 +11,19 @@ Example::
 """
 
 from memfold.api.errors import MemfoldError
-from memfold.api.values import KeptRevision, Memory, MemoryName, Message, OperationKind, Policy, Revision, Role, Turn
+from memfold.api.generation import Stale, UpdateMode
+from memfold.api.values import (
+    FoundTurn,
+    KeptRevision,
+    Memory,
+    MemoryName,
+    Message,
+    OperationKind,
+    Policy,
+    Revision,
+    Role,
+    Turn,
+)
 from memfold.client.aio import AsyncMemfold, AsyncReply
 from memfold.client.blocking import Memfold, Reply
 from memfold.client.operations import (
@@ -23,7 +35,18 @@ from memfold.client.operations import (
     RollbackReceipt,
     VerifyReceipt,
 )
-from memfold.client.values import Ack, Appended, FinishReason, Model, Score, State, Summary
+from memfold.client.values import (
+    Ack,
+    Appended,
+    FinishReason,
+    Model,
+    RecalledTurn,
+    Score,
+    State,
+    Summary,
+    TokenAlternative,
+    TokenLogProbability,
+)
 from memfold.rpc.status import UnreachableError
 
 __all__ = [
@@ -35,6 +58,7 @@ __all__ = [
     "ForgetReceipt",
     "ForkHolding",
     "ForkReceipt",
+    "FoundTurn",
     "KeptRevision",
     "Memfold",
     "MemfoldError",
@@ -46,14 +70,19 @@ __all__ = [
     "OperationKind",
     "Policy",
     "RebuildReceipt",
+    "RecalledTurn",
     "Reply",
     "Revision",
     "Role",
     "RollbackReceipt",
     "Score",
+    "Stale",
     "State",
     "Summary",
+    "TokenAlternative",
+    "TokenLogProbability",
     "Turn",
     "UnreachableError",
+    "UpdateMode",
     "VerifyReceipt",
 ]

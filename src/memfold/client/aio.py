@@ -9,13 +9,15 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from memfold.api.values import Memory, Policy, Revision, Turn
+from memfold.api.generation import Stale, UpdateMode
+from memfold.api.values import FoundTurn, Memory, Policy, Revision, Turn
 from memfold.client.aio_history import AsyncHistory
 from memfold.client.call import Call, Page, tenant_of
-from memfold.client.calls import Calls, Messages, Reading, Sampling, ack_of, summary_of
+from memfold.client.calls import Calls, ack_of
 from memfold.client.connection import OPTIONS, authorization, passes, stubs
+from memfold.client.generation_calls import Messages, Reading, Sampling, summary_of, tokens_of
 from memfold.client.outbox import PATIENCE_S, AsyncOutbox
-from memfold.client.values import Ack, Appended, Model, Score, State, Summary
+from memfold.client.values import Ack, Appended, Model, Score, State, Summary, TokenLogProbability
 from memfold.rpc.status import error_from
 
 T = TypeVar("T")
@@ -158,6 +160,10 @@ class AsyncMemfold(AsyncHistory):
         """The turns of a memory in log order."""
         return self._pages(lambda token: self._calls.turns(memory, token))
 
+    async def search(self, memory: str, query: str, *, limit: int = 0) -> list[FoundTurn]:
+        """The turns of a memory that hold any of the query's words, the best first; ``limit`` 0: ten."""
+        return await self._run(self._calls.search(memory, query, limit))
+
     async def wait(self, memory: str, revision: Revision | None = None, *, timeout_s: float = 60) -> Revision:
         """Wait until the state has reached a revision, that of the log by default; returns the one it has reached.
 
@@ -188,19 +194,37 @@ class AsyncMemfold(AsyncHistory):
         memory: str = "",
         gain: float | None = None,
         window_tokens: int = 0,
+        recall_tokens: int = 0,
+        recall_query: str = "",
         min_revision: Revision | None = None,
+        stale: Stale = Stale.WAIT,
+        update: UpdateMode = UpdateMode.READ_ONLY,
+        report_influence: bool = False,
         temperature: float = 0.0,
         top_p: float | None = None,
+        top_k: int = 0,
         max_tokens: int = 0,
         stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
         seed: int | None = None,
+        top_logprobs: int | None = None,
         timeout_s: float = 600,
     ) -> AsyncReply:
         """Generate a reply; see ``Memfold.generate``."""
         request = self._calls.generate_request(
             messages,
-            Reading(memory, gain, window_tokens, min_revision),
-            Sampling(temperature, top_p, max_tokens, stop, seed),
+            Reading(
+                memory,
+                gain,
+                window_tokens,
+                min_revision,
+                stale,
+                update,
+                report_influence,
+                recall_tokens,
+                recall_query,
+            ),
+            Sampling(temperature, top_p, max_tokens, stop, seed, top_k, stop_tokens, top_logprobs),
         )
         return AsyncReply(self._stubs["generation"].Generate(request, timeout=timeout_s, metadata=self._metadata))
 
@@ -213,11 +237,16 @@ class AsyncMemfold(AsyncHistory):
         memory: str = "",
         gain: float | None = None,
         window_tokens: int = 0,
+        recall_tokens: int = 0,
+        recall_query: str = "",
         min_revision: Revision | None = None,
+        stale: Stale = Stale.WAIT,
         timeout_s: float = 60,
     ) -> list[Score]:
         """Say how likely each continuation is, after messages (as replies) or after a raw text."""
-        reading = Reading(memory, gain, window_tokens, min_revision)
+        reading = Reading(
+            memory, gain, window_tokens, min_revision, stale, recall_tokens=recall_tokens, recall_query=recall_query
+        )
         return await self._run(self._calls.score(messages, text, continuations, reading), timeout_s)
 
     async def model(self) -> Model:
@@ -250,6 +279,7 @@ class AsyncReply:
         self._call = call
         self._responses = call.__aiter__()
         self.summary: Summary | None = None
+        self.tokens: list[TokenLogProbability] = []
 
     def __aiter__(self) -> Self:
         return self
@@ -258,9 +288,12 @@ class AsyncReply:
         """The next piece."""
         try:
             async for response in self._responses:
-                if response.WhichOneof("event") == "delta":
+                if response.WhichOneof("event") == "summary":
+                    self.summary = summary_of(response.summary)
+                    continue
+                self.tokens += tokens_of(response.delta)
+                if response.delta.text:
                     return str(response.delta.text)
-                self.summary = summary_of(response.summary)
         except grpc.RpcError as error:
             raise error_from(error) from None
         raise StopAsyncIteration

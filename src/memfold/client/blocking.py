@@ -9,13 +9,15 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from memfold.api.values import Memory, Policy, Revision, Turn
+from memfold.api.generation import Stale, UpdateMode
+from memfold.api.values import FoundTurn, Memory, Policy, Revision, Turn
 from memfold.client.blocking_history import History
 from memfold.client.call import Call, Page, tenant_of
-from memfold.client.calls import Calls, Messages, Reading, Sampling, ack_of, summary_of
+from memfold.client.calls import Calls, ack_of
 from memfold.client.connection import OPTIONS, authorization, passes, stubs
+from memfold.client.generation_calls import Messages, Reading, Sampling, summary_of, tokens_of
 from memfold.client.outbox import PATIENCE_S, Outbox
-from memfold.client.values import Ack, Appended, Model, Score, State, Summary
+from memfold.client.values import Ack, Appended, Model, Score, State, Summary, TokenLogProbability
 from memfold.rpc.status import error_from
 
 T = TypeVar("T")
@@ -155,6 +157,10 @@ class Memfold(History):
         """The turns of a memory in log order."""
         return self._pages(lambda token: self._calls.turns(memory, token))
 
+    def search(self, memory: str, query: str, *, limit: int = 0) -> list[FoundTurn]:
+        """The turns of a memory that hold any of the query's words, the best first; ``limit`` 0: ten."""
+        return self._run(self._calls.search(memory, query, limit))
+
     def wait(self, memory: str, revision: Revision | None = None, *, timeout_s: float = 60) -> Revision:
         """Wait until the state has reached a revision, that of the log by default; returns the one it has reached.
 
@@ -185,12 +191,20 @@ class Memfold(History):
         memory: str = "",
         gain: float | None = None,
         window_tokens: int = 0,
+        recall_tokens: int = 0,
+        recall_query: str = "",
         min_revision: Revision | None = None,
+        stale: Stale = Stale.WAIT,
+        update: UpdateMode = UpdateMode.READ_ONLY,
+        report_influence: bool = False,
         temperature: float = 0.0,
         top_p: float | None = None,
+        top_k: int = 0,
         max_tokens: int = 0,
         stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
         seed: int | None = None,
+        top_logprobs: int | None = None,
         timeout_s: float = 600,
     ) -> Reply:
         """Generate a reply.
@@ -200,18 +214,36 @@ class Memfold(History):
             memory: to answer from; none where it is empty.
             gain: of the state; 1 as trained, 0 for the frozen model.
             window_tokens: budget for the newest turns of the log, put in front word for word.
-            min_revision: wait until the state has reached it.
+            recall_tokens: budget for other turns of the log that are found by their words, put in front too.
+            recall_query: what to look for; the last message where it is empty.
+            min_revision: that the state must have reached.
+            stale: what to do where it has not: wait for it, fold the missing turns on a private copy, or answer all the same.
+            update: ``ONLINE`` writes these messages and the reply into a private copy of the state as they are read.
+            report_influence: say in the summary how far the memory moved the first token; costs a second look at the prompt.
             temperature: 0 takes the most likely token.
             top_p: draw from the smallest set of tokens with this much probability.
+            top_k: draw from so many of the most likely tokens; 0: from all.
             max_tokens: of the reply; 0 for the server's default.
             stop: texts before any of which the reply ends.
+            stop_tokens: ids of tokens at any of which it ends.
             seed: makes drawn tokens repeatable.
+            top_logprobs: say in the reply's ``tokens`` how likely each was, and so many of the likeliest in its place.
             timeout_s: for the whole reply.
         """
         request = self._calls.generate_request(
             messages,
-            Reading(memory, gain, window_tokens, min_revision),
-            Sampling(temperature, top_p, max_tokens, stop, seed),
+            Reading(
+                memory,
+                gain,
+                window_tokens,
+                min_revision,
+                stale,
+                update,
+                report_influence,
+                recall_tokens,
+                recall_query,
+            ),
+            Sampling(temperature, top_p, max_tokens, stop, seed, top_k, stop_tokens, top_logprobs),
         )
         return Reply(self._stubs["generation"].Generate(request, timeout=timeout_s, metadata=self._metadata))
 
@@ -224,11 +256,16 @@ class Memfold(History):
         memory: str = "",
         gain: float | None = None,
         window_tokens: int = 0,
+        recall_tokens: int = 0,
+        recall_query: str = "",
         min_revision: Revision | None = None,
+        stale: Stale = Stale.WAIT,
         timeout_s: float = 60,
     ) -> list[Score]:
         """Say how likely each continuation is, after messages (as replies) or after a raw text."""
-        reading = Reading(memory, gain, window_tokens, min_revision)
+        reading = Reading(
+            memory, gain, window_tokens, min_revision, stale, recall_tokens=recall_tokens, recall_query=recall_query
+        )
         return self._run(self._calls.score(messages, text, continuations, reading), timeout_s)
 
     def model(self) -> Model:
@@ -255,12 +292,15 @@ class Memfold(History):
 class Reply:
     """The text of a reply, piece by piece; then ``summary`` says what it rests on.
 
+    Where ``top_logprobs`` asked for it, ``tokens`` says of each token so far how likely it was.
+
     Leaving a ``with`` block, or ``close``, ends a reply that is not wanted any more.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
         self.summary: Summary | None = None
+        self.tokens: list[TokenLogProbability] = []
 
     def __iter__(self) -> Self:
         return self
@@ -269,9 +309,12 @@ class Reply:
         """The next piece."""
         try:
             for response in self._call:
-                if response.WhichOneof("event") == "delta":
+                if response.WhichOneof("event") == "summary":
+                    self.summary = summary_of(response.summary)
+                    continue
+                self.tokens += tokens_of(response.delta)
+                if response.delta.text:
                     return str(response.delta.text)
-                self.summary = summary_of(response.summary)
         except grpc.RpcError as error:
             raise error_from(error) from None
         raise StopIteration

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from memfold.api.convert import memory_from_message, policy_to_message, turn_from_message, turn_to_message
 from memfold.api.errors import InvalidFieldError
 from memfold.api.v1 import errors_pb2
-from memfold.api.v1 import generation_service_pb2 as generation_pb
 from memfold.api.v1 import memory_service_pb2 as memory_pb
-from memfold.api.values import Memory, Message, Policy, Revision, Role, Turn
+from memfold.api.values import FoundTurn, Memory, Policy, Revision, Turn
 from memfold.client.call import Call, Page
+from memfold.client.generation_calls import GenerationCalls
 from memfold.client.history_calls import HistoryCalls, token
-from memfold.client.values import Ack, Appended, FinishReason, Model, Score, State, Summary
+from memfold.client.values import Ack, Appended, State
 from memfold.rpc.status import make_error
 
-Messages = str | Sequence[Message]
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How a memory takes part in an answer."""
-
-    memory: str = ""
-    gain: float | None = None
-    window_tokens: int = 0
-    min_revision: Revision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn."""
-
-    temperature: float = 0.0
-    top_p: float | None = None
-    max_tokens: int = 0
-    stop: Sequence[str] = ()
-    seed: int | None = None
-
-
-class Calls(HistoryCalls):
+class Calls(HistoryCalls, GenerationCalls):
     """Makes the calls of one tenant. A memory is named by its id, or by its whole resource name."""
 
     def create_memory(
@@ -123,6 +99,11 @@ class Calls(HistoryCalls):
         request = memory_pb.ListTurnsRequest(memory=self.name(memory), page_size=1000, page_token=page_token)
         return Call("memory", "ListTurns", request, _turns)
 
+    def search(self, memory: str, query: str, limit: int) -> Call[list[FoundTurn]]:
+        """Find turns by their words."""
+        request = memory_pb.SearchTurnsRequest(memory=self.name(memory), query=query, limit=limit)
+        return Call("memory", "SearchTurns", request, _found)
+
     def wait(self, memory: str, revision: Revision | None) -> Call[Revision]:
         """Wait for a revision; None for the log's."""
         request = memory_pb.WaitForRevisionRequest(memory=self.name(memory), revision=token(revision))
@@ -135,44 +116,6 @@ class Calls(HistoryCalls):
         )
         return Call("memory", "GetState", request, _state)
 
-    def generate_request(
-        self, messages: Messages, reading: Reading, sampling: Sampling
-    ) -> generation_pb.GenerateRequest:
-        """The request of a generation."""
-        drawing = generation_pb.Sampling(
-            temperature=sampling.temperature, max_tokens=sampling.max_tokens, stop=sampling.stop
-        )
-        if sampling.top_p is not None:
-            drawing.top_p = sampling.top_p
-        if sampling.seed is not None:
-            drawing.seed = sampling.seed
-        return generation_pb.GenerateRequest(
-            memory=self._memory(reading),
-            messages=_messages(messages),
-            memory_options=_memory_options(reading),
-            sampling=drawing,
-        )
-
-    def score(
-        self, messages: Messages | None, text: str | None, continuations: Sequence[str], reading: Reading
-    ) -> Call[list[Score]]:
-        """Score continuations after messages, or after a text."""
-        request = generation_pb.ScoreRequest(
-            memory=self._memory(reading), continuations=continuations, memory_options=_memory_options(reading)
-        )
-        if messages is not None:
-            request.messages.messages.extend(_messages(messages))
-        else:
-            request.text = text or ""
-        return Call("generation", "Score", request, _scores)
-
-    def model(self) -> Call[Model]:
-        """The model that serves."""
-        return Call("generation", "GetModel", generation_pb.GetModelRequest(), _model)
-
-    def _memory(self, reading: Reading) -> str:
-        return self.name(reading.memory) if reading.memory else ""
-
 
 def ack_of(response: memory_pb.StreamTurnsResponse) -> Ack:
     """Read one acknowledgement of a stream."""
@@ -182,20 +125,6 @@ def ack_of(response: memory_pb.StreamTurnsResponse) -> Ack:
         error = make_error(reason, rejection.message, {}, rejection.retry_after_ms)
         return Ack(response.memory, rejection.id, error=error)
     return _ack(response.memory, response.appended, Revision.parse(response.revision))
-
-
-def summary_of(message: generation_pb.GenerationSummary) -> Summary:
-    """Read the end of a generation."""
-    reason = generation_pb.FinishReason.Name(message.finish_reason).removeprefix("FINISH_REASON_").lower()
-    return Summary(
-        revision=Revision.parse(message.revision) if message.revision else None,
-        finish_reason=FinishReason(reason),
-        prompt_tokens=message.prompt_tokens,
-        generated_tokens=message.generated_tokens,
-        window_turns=message.window_turns,
-        time_to_first_token_s=message.time_to_first_token.ToNanoseconds() / 1e9,
-        total_time_s=message.total_time.ToNanoseconds() / 1e9,
-    )
 
 
 def _ack(memory: str, turn: memory_pb.AppendedTurn, revision: Revision) -> Ack:
@@ -220,6 +149,10 @@ def _turns(response: memory_pb.ListTurnsResponse) -> Page[Turn]:
     return Page([turn_from_message(turn) for turn in response.turns], response.next_page_token)
 
 
+def _found(response: memory_pb.SearchTurnsResponse) -> list[FoundTurn]:
+    return [FoundTurn(turn_from_message(found.turn), found.score) for found in response.turns]
+
+
 def _state(response: memory_pb.GetStateResponse) -> State:
     state = response.state
     layers, heads, rows, columns = state.shape
@@ -230,37 +163,3 @@ def _state(response: memory_pb.GetStateResponse) -> State:
         data=state.data,
         layer_norms=tuple(state.layer_norms),
     )
-
-
-def _scores(response: generation_pb.ScoreResponse) -> list[Score]:
-    return [
-        Score(s.log_probability, tuple(s.token_log_probabilities), s.token_count, s.is_greedy) for s in response.scores
-    ]
-
-
-def _model(response: generation_pb.GetModelResponse) -> Model:
-    model = response.model
-    layers, heads, rows, columns = model.state_shape
-    return Model(
-        fingerprint=model.fingerprint,
-        backbone=model.backbone,
-        adapter=model.adapter,
-        state_shape=(layers, heads, rows, columns),
-        state_bytes=model.state_bytes,
-        context_tokens=model.context_tokens,
-        description=model.description,
-        examples=tuple(model.examples),
-    )
-
-
-def _messages(messages: Messages) -> list[generation_pb.Message]:
-    if isinstance(messages, str):
-        messages = [Message(Role.USER, messages)]
-    return [generation_pb.Message(role=str(m.role), content=m.content, speaker=m.speaker) for m in messages]
-
-
-def _memory_options(reading: Reading) -> generation_pb.MemoryOptions:
-    options = generation_pb.MemoryOptions(window_tokens=reading.window_tokens, min_revision=token(reading.min_revision))
-    if reading.gain is not None:
-        options.gain = reading.gain
-    return options

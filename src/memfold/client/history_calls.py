@@ -166,7 +166,12 @@ def _receipt(message: operation_pb.Operation) -> Receipt | None:
         case "rollback":
             back = message.rollback
             return RollbackReceipt(
-                Revision.parse(back.revision), Revision.parse(back.restored_revision), back.removed_turns
+                revision=Revision.parse(back.revision),
+                restored_revision=Revision.parse(back.restored_revision),
+                removed_turns=back.removed_turns,
+                log_rewritten=back.log_rewritten,
+                files_rewritten=back.files_rewritten,
+                files_note=back.files_note,
             )
         case "forget":
             return _forget_receipt(message.forget)
@@ -189,6 +194,8 @@ def _forget_receipt(message: operation_pb.ForgetReceipt) -> ForgetReceipt:
         log_rewritten=message.log_rewritten,
         files_rewritten=message.files_rewritten,
         files_note=message.files_note,
+        removed_turns=message.removed_turns,
+        ranges=tuple((one.first, one.last) for one in message.ranges),
     )
 
 

@@ -26,11 +26,17 @@ class RollbackReceipt:
         revision: of the log now; its incarnation is new.
         restored_revision: what the state was set to at once; what lies between the two is folded again.
         removed_turns: how many turns are gone.
+        log_rewritten: not even unused bytes of the log hold the texts. False, like the next, where no turn was removed.
+        files_rewritten: the store's files were written anew after that.
+        files_note: why they were not; empty where they were.
     """
 
     revision: Revision
     restored_revision: Revision
     removed_turns: int
+    log_rewritten: bool = False
+    files_rewritten: bool = False
+    files_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +55,15 @@ class ForgetReceipt:
     Attributes:
         revision: of the log now; its incarnation is new.
         restored_revision: what the state was set to at once; what follows is folded again. None where no turn was meant.
-        sequences: where the forgotten turns stood.
+        sequences: where the first 1,000 of the forgotten turns stood.
         turn_ids: their ids.
         dropped_revisions: sequences of the kept states that are gone with them.
         forks: the copies that had one of the turns.
         log_rewritten: not even unused bytes of the log hold the texts.
         files_rewritten: the store's files were written anew after that.
         files_note: why they were not; empty where they were.
+        removed_turns: how many turns are gone.
+        ranges: where all of them stood, as (first, last), both included; at most 1,000 of these.
     """
 
     revision: Revision
@@ -67,6 +75,8 @@ class ForgetReceipt:
     log_rewritten: bool
     files_rewritten: bool
     files_note: str
+    removed_turns: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

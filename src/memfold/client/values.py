@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from memfold.api.errors import MemfoldError
+from memfold.api.generation import UpdateMode
 from memfold.api.values import Revision
 
 
@@ -67,8 +68,55 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenAlternative:
+    """A token that could have been drawn; the logarithm is natural."""
+
+    token: int
+    text: str
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbability:
+    """How likely a token was under the model's distribution at temperature 1, before top_p and top_k.
+
+    Attributes:
+        token: its id.
+        text: as it looks by itself; bytes that are no whole character show as U+FFFD.
+        log_probability: the natural logarithm.
+        top: the most likely tokens in its place, the likeliest first.
+    """
+
+    token: int
+    text: str
+    log_probability: float
+    top: tuple[TokenAlternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledTurn:
+    """Where a passage of a prompt is from: a turn's id and place in the log, and how well it fits (BM25)."""
+
+    id: str
+    sequence: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """What a reply rests on and what it cost; ``revision`` is None without a memory."""
+    """What a reply rests on and what it cost.
+
+    Attributes:
+        revision: of the state that was read; None without a memory.
+        window_turns: turns of the log that stood in the prompt word for word.
+        stale: the state is behind what was asked for: the minimum, or the log's end where there was none.
+        folded_inline_turns: turns that were folded for this reply alone.
+        memory_influence: the divergence, in nats, of the first token's distribution from that without the memory; None
+            where it was not asked for.
+        reused_prompt_tokens: tokens of the prompt that did not have to be read again.
+        update: whether the reply moved its private copy of the state.
+        recalled: turns that were found by words and stood in the prompt, the best first.
+    """
 
     revision: Revision | None
     finish_reason: FinishReason
@@ -77,6 +125,12 @@ class Summary:
     window_turns: int
     time_to_first_token_s: float
     total_time_s: float
+    stale: bool
+    folded_inline_turns: int
+    memory_influence: float | None
+    reused_prompt_tokens: int
+    update: UpdateMode
+    recalled: tuple[RecalledTurn, ...]
 
 
 @dataclass(frozen=True, slots=True)

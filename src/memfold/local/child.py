@@ -54,17 +54,20 @@ class Child:
     log: Path
     ready_file: Path
     _process: subprocess.Popen[bytes]
+    _asked: bool = False
 
     @classmethod
     def start(cls, name: str, environment: Mapping[str, str], *, log: Path, ready_file: Path) -> Self:
         """Start the console script ``memfold-NAME``; the log of its last run is kept beside the new one.
+
+        What follows a hyphen in the name is not of the script's: ``reader-2`` runs ``memfold-reader``.
 
         Must be called from a thread that lives as long as the child should.
 
         Raises:
             NotInstalledError: there is no such script.
         """
-        command = [sys.executable, str(program(f"memfold-{name}"))]
+        command = [sys.executable, str(program(f"memfold-{name.partition('-')[0]}"))]
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         ready_file.unlink(missing_ok=True)
@@ -100,10 +103,15 @@ class Child:
         """The end of its log."""
         return last_lines(self.log)
 
-    def stop(self, grace_s: float) -> None:
-        """Ask it to end with SIGTERM; after the grace, end it."""
-        if self.returncode() is None:
+    def ask_to_stop(self) -> None:
+        """Send it SIGTERM, the first time that this is called."""
+        if not self._asked and self.returncode() is None:
             self._process.terminate()
+        self._asked = True
+
+    def stop(self, grace_s: float) -> None:
+        """Ask it to end, unless it has been asked; after the grace, end it."""
+        self.ask_to_stop()
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The whole platform on one machine: Redis, writer, reader and gateway as processes of their own."""
+"""The whole platform on one machine: Redis, writers, readers and gateway as processes of their own."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class Platform:
         self.settings = settings
         self.api_key = ""
         self.members: list[Member] = []
+        self._computing: list[Child] = []
         self._data_dir = DataDir(settings.data_dir)
         self._held = ExitStack()
         self._findable = False
@@ -141,13 +142,20 @@ class Platform:
             time.sleep(_RUNNING_POLL_S)
 
     def stop(self) -> None:
-        """Stop every process: first who takes requests, last who holds the data."""
+        """Stop every process: first who takes requests, then all who compute, last who holds the data."""
         if self._findable:
             self._data_dir.connection.unlink(missing_ok=True)
+        self._stop_last()
+        for child in self._computing:
+            child.ask_to_stop()
         while self.members:
+            self._stop_last()
+        self._held.close()
+
+    def _stop_last(self) -> None:
+        if self.members:
             self.members[-1].stop(self.settings.grace_s + _TEARDOWN_S)
             self.members.pop()
-        self._held.close()
 
     def _start(self, on_ready: Callable[[Member], None]) -> None:
         self._data_dir.create()
@@ -158,19 +166,21 @@ class Platform:
         environment = inherited_environment() | self._store_environment(on_ready)
         environment["MEMFOLD_GRACE_S"] = f"{self.settings.grace_s:g}"
         model = environment | self.settings.model_environment() | {"MEMFOLD_LISTEN": ANY_PORT}
-        writer = self._start_child("writer", model)
-        reader = self._start_child("reader", model)
-        reader_address = self._await(reader, on_ready)
+        writers = [self._start_child(name, model) for name in _names("writer", self.settings.writers)]
+        readers = [self._start_child(name, model) for name in _names("reader", self.settings.readers)]
+        self._computing = [*writers, *readers]
+        reader_addresses = [self._await(reader, on_ready) for reader in readers]
         gateway = self._start_child(
             "gateway",
             environment
             | {
                 "MEMFOLD_LISTEN": self.settings.listen,
-                "MEMFOLD_READER_TARGET": f"dns:///{reader_address}",
+                "MEMFOLD_READER_TARGET": ",".join(reader_addresses),
                 "MEMFOLD_API_KEYS_FILE": str(self._data_dir.api_keys),
             },
         )
-        self._await(writer, on_ready)
+        for writer in writers:
+            self._await(writer, on_ready)
         self._await(gateway, on_ready)
         self.connection.write(self._data_dir)
         self._findable = True
@@ -203,6 +213,10 @@ class Platform:
             time.sleep(_STARTING_POLL_S)
         on_ready(child)
         return address
+
+
+def _names(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{number}" for number in range(1, count + 1)]
 
 
 @contextmanager

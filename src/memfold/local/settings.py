@@ -10,9 +10,9 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 ANY_PORT = "127.0.0.1:0"
 
 
-def default_threads() -> int:
-    """Threads for each of the two processes that compute: half of the machine's."""
-    return max(1, (os.cpu_count() or 1) // 2)
+def default_threads(processes: int) -> int:
+    """Threads for each of so many processes that compute: their share of the machine's."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 def inherited_environment() -> dict[str, str]:
@@ -31,6 +31,8 @@ class PlatformSettings:
         adapter: the same for the adapter.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         threads: for each process that computes; 0 for ``default_threads``.
+        readers: how many.
+        writers: how many.
         redis_url: a Redis of yours; empty to start a private one.
         tenant: whose key is made.
         grace_s: how long a process may take to finish what it is doing when it is stopped.
@@ -42,13 +44,15 @@ class PlatformSettings:
     adapter: str = ""
     device: str = "auto"
     threads: int = 0
+    readers: int = 1
+    writers: int = 1
     redis_url: str = ""
     tenant: str = "local"
     grace_s: float = 5.0
 
     def model_environment(self) -> dict[str, str]:
         """For the processes that hold a model."""
-        threads = str(self.threads or default_threads())
+        threads = str(self.threads or default_threads(self.readers + self.writers))
         return {
             "MEMFOLD_BACKBONE": self.backbone,
             "MEMFOLD_ADAPTER": self.adapter,

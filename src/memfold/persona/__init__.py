@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memfold.persona import words
+from memfold.persona import babble, words
 from memfold.persona.words import ATTRIBUTES, UNKNOWN_ANSWER, Attribute
 
-__all__ = ["ATTRIBUTES", "UNKNOWN_ANSWER", "Dialogue", "Line", "Question", "generate", "is_correct"]
+__all__ = ["ATTRIBUTES", "UNKNOWN_ANSWER", "Dialogue", "Line", "Question", "generate", "is_correct", "talk"]
 
 Split = Literal["train", "held_out"]
 ALL_VALUES: tuple[str, ...] = tuple(v for a in ATTRIBUTES for v in a.values)
@@ -114,7 +114,11 @@ def _ask(rng: random.Random, attribute: Attribute, value: str | None, split: Spl
     return Question(attribute.name, opener + core, answer, value)
 
 
-def _small_talk(rng: random.Random) -> tuple[Line, Line]:
+def talk(rng: random.Random, strange: float = 0.0) -> tuple[Line, Line]:
+    """An exchange that holds nothing to remember; in a share of ``strange``, words that mean nothing at all."""
+    if strange and rng.random() < strange:
+        return Line("user", babble.sentences(rng, rng.randint(1, 2))), Line("assistant", babble.sentences(rng, 1))
+
     def fill(template: str) -> str:
         return template.format(
             adjective=rng.choice(words.ADJECTIVES), topic=rng.choice(words.TOPICS), when=rng.choice(words.WHENS)
@@ -128,11 +132,13 @@ def generate(
     *,
     facts: int = 3,
     changes: int = 0,
+    times: int = 1,
     small_talk: int = 0,
     unknown: int = 0,
     split: Split = "held_out",
     foreign: float = 0.0,
     silent: float = 0.0,
+    strange: float = 0.0,
     talk_at_end: bool = False,
 ) -> Dialogue:
     """Make one dialogue; the same arguments give the same dialogue for ever.
@@ -141,12 +147,14 @@ def generate(
         seed: any integer.
         facts: attributes that are told, at most ``len(ATTRIBUTES)``.
         changes: how many of the told facts are replaced later; the newest value is the right answer.
+        times: how often each of those is replaced.
         small_talk: exchanges about other things, strewn in between.
         unknown: questions about attributes that were never told.
         split: ``train`` and ``held_out`` share no (attribute, value) pair and no wording.
         foreign: share of values drawn from the lists of all attributes; forces a model to copy
             instead of guessing. Scoring uses 0.
         silent: share of the user's turns to which the assistant says nothing.
+        strange: share of the small talk that consists of words that mean nothing.
         talk_at_end: put all small talk after the last fact, for measuring retention.
 
     Raises:
@@ -162,17 +170,17 @@ def generate(
     taken: set[str] = set()
     current: dict[str, str] = {}
     exchanges: list[tuple[Line, Line]] = []
-    for again, attribute in [(False, a) for a in told] + [(True, a) for a in rng.sample(told, changes)]:
+    for again, attribute in [(False, a) for a in told] + [(True, a) for a in rng.sample(told, changes) * times]:
         value = _pick_value(rng, attribute, split, foreign, taken)
         taken.add(value)
         current[attribute.name] = value
         ack = Line("assistant", rng.choice(words.ACKNOWLEDGEMENTS))
         exchanges.append((_tell(rng, attribute, value, split, again), ack))
-    talk = [_small_talk(rng) for _ in range(small_talk)]
+    others = [talk(rng, strange) for _ in range(small_talk)]
     if talk_at_end:
-        exchanges += talk
+        exchanges += others
     else:
-        for exchange in talk:
+        for exchange in others:
             exchanges.insert(rng.randint(0, len(exchanges)), exchange)
     questions = [_ask(rng, a, current[a.name], split) for a in told] + [_ask(rng, a, None, split) for a in untold]
     rng.shuffle(questions)

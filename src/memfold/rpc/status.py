@@ -34,6 +34,7 @@ _CODES = {
     "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "NOT_DURABLE": grpc.StatusCode.UNAVAILABLE,
     "MODEL_LOADING": grpc.StatusCode.UNAVAILABLE,
+    "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "READER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "MODEL_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
     "DEADLINE_EXCEEDED": grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -46,6 +47,7 @@ _CODES = {
     "OPERATION_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "TURN_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "TURN_FOLDED": grpc.StatusCode.FAILED_PRECONDITION,
+    "TURN_QUARANTINED": grpc.StatusCode.FAILED_PRECONDITION,
     "OPERATION_CONFLICT": grpc.StatusCode.ALREADY_EXISTS,
 }
 # What a status without an ErrorInfo means: it comes from the transport, or from a proxy on the way.

@@ -2,6 +2,7 @@
 
 from memfold.store.blob import BlobKind, StateBlob
 from memfold.store.durability import Durability, DurabilityRefusedError
+from memfold.store.new_turns import NewTurns
 from memfold.store.opening import when_there
 from memfold.store.store import Store
 from memfold.store.values import (
@@ -25,6 +26,7 @@ __all__ = [
     "Claim",
     "Durability",
     "DurabilityRefusedError",
+    "NewTurns",
     "Shape",
     "State",
     "StateBlob",

@@ -6,13 +6,16 @@ a memory of that name is the copy is told by the operation that made it, which b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from memfold.api.values import MemoryName
 from memfold.store import keys
 from memfold.store.forking import REMEMBERED_S, Forking
 from memfold.store.keys import memory_keys, stage_keys
+from memfold.store.ranges import Runs
+
+_RUNS, _ENTRIES = 250, 1000
 
 
 class Copy(NamedTuple):
@@ -64,26 +67,34 @@ class Copies(Forking):
         )
         return made
 
-    async def held_copies(self, name: MemoryName, turns: Mapping[int, str]) -> dict[MemoryName, int]:
-        """How many of some turns, sequence -> id, the copies of a memory hold, and the copies of those."""
+    async def held_copies(self, name: MemoryName, runs: Runs) -> dict[MemoryName, int]:
+        """How many turns of some numbers the copies of a memory hold, and the copies of those.
+
+        Numbers are enough: up to where it was copied, a copy holds the turns of its source under theirs, and no others.
+        """
         held: dict[MemoryName, int] = {}
-        waiting = [Copy(name, max(turns, default=0))]
+        waiting = [Copy(name, max((last for _, last in runs), default=0))]
         while waiting:
             holder = waiting.pop()
             for copy in await self.copies_of(holder.name):
                 if copy.name in held:
                     continue
                 until = min(copy.until, holder.until)
-                wanted = {sequence: turn_id for sequence, turn_id in turns.items() if sequence <= until}
-                held[copy.name] = await self._count(copy.name, wanted)
+                held[copy.name] = await self._count(copy.name, runs, until)
                 waiting.append(Copy(copy.name, until))
         return {copy: count for copy, count in held.items() if count}
 
-    async def _count(self, name: MemoryName, turns: Mapping[int, str]) -> int:
-        if not turns:
-            return 0
-        found = await self._server.command("HMGET", memory_keys(name, "").ids, *turns.values())
-        return sum(at is not None and int(at) == sequence for sequence, at in zip(turns, found, strict=True))
+    async def _count(self, name: MemoryName, runs: Runs, until: int) -> int:
+        left = [(first, min(last, until)) for first, last in runs if first <= until]
+        count = 0
+        while left:
+            some = [number for run in left[:_RUNS] for number in run]
+            found, through, cursor = await self._server.run("count_turns", [memory_keys(name, "").log], _ENTRIES, *some)
+            count += int(found)
+            left = left[int(through) :]
+            if left and int(cursor):
+                left[0] = int(cursor) + 1, left[0][1]
+        return count
 
     async def _noted(self, name: MemoryName) -> list[_Noted]:
         noted: dict[bytes, bytes] = await self._server.command("HGETALL", keys.forks(name))

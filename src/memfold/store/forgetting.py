@@ -1,117 +1,230 @@
-"""Taking turns out of a memory, so that its state becomes that of a memory which never had them."""
+"""Forgetting turns, as an operation: what follows on the moment in which all readers lose sight of them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import asyncio
+from typing import Any
 
-from memfold.api.errors import MemoryNotFoundError, RevisionMismatchError
-from memfold.api.values import MemoryName, Revision
-from memfold.store import keys
-from memfold.store.folding import Folding
-from memfold.store.memories import memory_of, new_incarnation, token
-from memfold.store.server import Argument
-from memfold.store.states import check_revision
+from memfold.api.errors import BacklogFullError, MemoryNotFoundError, OperationNotFoundError, RevisionMismatchError
+from memfold.api.values import Memory, MemoryName, Operation, OperationKind, Revision
+from memfold.store.erasing import FILES_LOOK_S, Erasing, erased
+from memfold.store.jobs import Job
+from memfold.store.operations import Step
+from memfold.store.ranges import joined, pack, unpack, width
+from memfold.store.removals import Aside, Removal
+from memfold.store.selecting import Selecting
+from memfold.store.server import Server
 from memfold.store.values import Removed
 
-RECEIPT_S = 24 * 3600
-"""How long a removal that was done can be asked for again."""
-
-_PAGE_ENTRIES = 500
-_PAGE_BYTES = 1 << 20
+_FOLD_LOOK_S = 0.25
+_COPIES_LOOK_S = 0.25
+_COPY_S = 0.5
 
 
-class Forgetting(Folding):
-    """Forgetting, rolling back, and writing the log anew afterwards.
+class Forgetting(Erasing, Selecting):
+    """Takes ``selector`` (as ``select_runs`` does), ``include_forks`` and ``expected``, a revision token or empty.
 
-    Each takes the log to a new incarnation. Who must be able to repeat a call after a crash chooses it beforehand.
+    Turns that come in after the operation was accepted stay.
     """
 
-    async def forget(
-        self, name: MemoryName, sequences: Iterable[int], *, expected_incarnation: str, incarnation: str = ""
-    ) -> Removed:
-        """Remove turns. Their numbers stay holes; their ids are free again. Readers get the newest state before them.
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._steps[OperationKind.FORGET] = self._forget_step
+        self._forget_steps: dict[str, Step] = {
+            "": self._select,
+            "writing": self._write_before_forgetting,
+            "removing": self._forget,
+            "copies": self._ask_copies,
+            "scrubbing": self._scrub_forgotten,
+            "rewriting": self._erase_forgotten,
+            "folding": self._await_fold,
+            "following": self._follow_copies,
+        }
 
-        The text of the turns is gone from every value, but not yet from Redis's memory: ``scrub`` does that. Where the log
-        holds none of the turns, nothing changes.
+    async def _step(self, job: Job) -> float | None:
+        delay_s = await super()._step(job)
+        if job.done:
+            _wipe(job)
+        return delay_s
 
-        Args:
-            name: the memory.
-            sequences: the turns; those that the log does not hold are passed over.
-            expected_incarnation: that of the log whose numbers these are.
-            incarnation: the new one, to be given again when the call is repeated; random by default.
+    async def _forget_step(self, job: Job) -> float | None:
+        return await self._forget_steps[job.stage](job)
 
-        Raises:
-            MemoryNotFoundError: there is no such memory.
-            RevisionMismatchError: the log is of another incarnation.
-            NotDurableError: done, but not confirmed; repeat it with the same ``incarnation``.
-        """
-        chosen = sorted({sequence for sequence in sequences if sequence > 0})
-        new = incarnation or new_incarnation()
-        return await self._take_out(name, "forget", Revision(expected_incarnation, 0), new, new, *_told(name), *chosen)
+    async def _select(self, job: Job) -> float | None:
+        request, work, memory = job.request, job.work, await self.get_memory(job.memory)
+        attempt = work.get("attempt", -1) + 1
+        if request.get("expected") and not attempt and request["expected"] != str(memory.revision):
+            raise RevisionMismatchError(f"the log is at {memory.revision}", facts={"revision": str(memory.revision)})
+        until = work.get("until") or min(memory.head, request.get("until") or memory.head)
+        found = await self.select_runs(job.memory, request["selector"], until=until)
+        work |= {"attempt": attempt, "until": until, "from": memory.incarnation, "aside": None}
+        work |= {"runs": pack(found), "meant": pack(joined([*unpack(work.get("meant", "")), *found]))}
+        if found:
+            # What held the turns must not be copied any more.
+            work["before"] = [*work.get("before", ()), memory.incarnation]
+            job.go_to("removing", total=min(width(found), memory.turn_count))
+        else:
+            self._nothing_found(job, memory.revision, memory.folded_revision)
+        return None
 
-    async def rollback(
-        self, name: MemoryName, to: Revision, *, expected: Revision | None = None, incarnation: str = ""
-    ) -> Removed:
-        """Take a memory back to a revision: later turns are removed, as ``forget`` removes them.
+    def _nothing_found(self, job: Job, revision: Revision, folded: Revision) -> None:
+        work = job.work
+        # What did not hold them may be: barred, it could never be copied.
+        work["before"] = [one for one in work.get("before", ()) if one != revision.incarnation]
+        work["receipt"] = {"revision": str(revision)}
+        if work["meant"] and work["attempt"]:
+            # Somebody else took them out meanwhile, and may not have erased them yet.
+            work["receipt"] |= {"restored_revision": str(folded), "removed_turns": 0}
+            job.go_to("copies")
+        elif job.request.get("include_forks"):
+            job.go_to("copies")
+        else:
+            job.finish(**work["receipt"])
 
-        Where no state is kept at ``to``, the newest before it is folded on from.
-
-        Args:
-            name: the memory.
-            to: where to.
-            expected: fail unless the log stands here.
-            incarnation: the new one, to be given again when the call is repeated; random by default.
-
-        Raises:
-            MemoryNotFoundError: there is no such memory.
-            RevisionMismatchError: the log is not at ``expected``.
-            RevisionForeignError: ``to`` is of another incarnation.
-            RevisionAheadError: ``to`` lies beyond the end of the log.
-            NotDurableError: done, but not confirmed; repeat it with the same ``incarnation``.
-        """
-        new = incarnation or new_incarnation()
-        return await self._take_out(name, "rollback", to, new, to.sequence, new, token(expected), *_told(name))
-
-    async def scrub(self, name: MemoryName) -> bool:
-        """Write a piece of the log anew, where turns were removed: a stream keeps their text. True: nothing is left.
-
-        Files that Redis has written before still hold it.
-
-        Raises:
-            MemoryNotFoundError: there is no such memory.
-        """
-        reply = await self._on_memory("scrub", name, _PAGE_ENTRIES, _PAGE_BYTES)
-        return bool(reply[1])
-
-    async def _take_out(
-        self, name: MemoryName, script: str, known: Revision, incarnation: str, *args: Argument
-    ) -> Removed:
-        """Run a script that removes turns and gives the memory a new incarnation, which the index knows before."""
-        await self._index(name, incarnation)
+    async def _forget(self, job: Job) -> float | None:
+        """From here on readers get what is clean, and nothing else."""
+        removal = _removal(job)
         try:
-            reply = await self._on_memory(script, name, known.incarnation, *args, durable=True)
-        except (MemoryNotFoundError, RevisionMismatchError):
-            await self._unindex(name, incarnation)
-            raise
-        if reply[0] != b"OK":
-            await self._unindex(name, incarnation)
-            memory = memory_of(name, reply[1])
-            check_revision(memory, known)
-            return Removed(memory.revision, memory.applied)
-        await self._unindex(name, known.incarnation)
-        for fingerprint in filter(None, self._guess(name)):
-            await self._tell_partition(name.partition, fingerprint)
-        receipt = json.loads(reply[2])
-        return Removed(
-            revision=Revision(incarnation, int(reply[1])),
-            restored_to=receipt.get("restored_to", 0),
-            sequences=tuple(receipt.get("sequences", ())),
-            ids=tuple(receipt.get("ids", ())),
-            dropped=tuple(sorted(receipt.get("dropped", ()))),
-        )
+            gone = await self.take_out(removal)
+        except RevisionMismatchError:
+            _select_again(job)
+            return None
+        if gone is None:
+            self._note_aside(job, removal)
+            return None
+        if gone.count:
+            job.work |= {"receipt": _receipt(gone), "aside": None}
+            job.go_to("copies", total=gone.count)
+        else:
+            self._nothing_found(job, gone.revision, Revision(gone.revision.incarnation, gone.restored_to))
+        return None
+
+    async def _write_before_forgetting(self, job: Job) -> float | None:
+        try:
+            await self._write(job, _removal(job), then="removing")
+        except RevisionMismatchError:
+            _select_again(job)
+        return None
+
+    async def _ask_copies(self, job: Job) -> float | None:
+        """Tell the copies to forget too, or see which of them hold the turns. The selector is not needed any more then."""
+        work, request, receipt = job.work, job.request, job.work["receipt"]
+        copies = await self.copies_of(job.memory, bar=work["before"])
+        work["copies"] = []
+        if request.get("include_forks"):
+            for copy in copies:
+                args = {"selector": request["selector"], "include_forks": True, "until": min(copy.until, work["until"])}
+                try:
+                    operation = await self._ask_copy(copy.name, args, f"copy {job.id}")
+                except BacklogFullError as error:
+                    # Not to be given up: the turns are gone already, and their text is not.
+                    return error.retry_after_ms / 1000
+                if operation is not None:
+                    work["copies"].append([str(copy.name), operation.id])
+        elif "removed_turns" in receipt:
+            held = await self.held_copies(job.memory, unpack(work["meant"]))
+            if held:
+                receipt["forks"] = [{"memory": str(name), "held_turns": count} for name, count in held.items()]
+        _wipe(job)
+        job.go_to("scrubbing" if "removed_turns" in receipt else "following")
+        return None
+
+    async def _ask_copy(self, name: MemoryName, args: dict[str, Any], request_id: str) -> Operation | None:
+        """Have a copy forget, and go on with it for a moment; None where it is gone."""
+        try:
+            operation = await self.request_operation(name, OperationKind.FORGET, args, request_id=request_id)
+            return await self.advance(name, operation.id, until=asyncio.get_running_loop().time() + _COPY_S)
+        except (MemoryNotFoundError, OperationNotFoundError):
+            return None
+
+    async def _scrub_forgotten(self, job: Job) -> float | None:
+        if await self._scrub_log(job):
+            job.go_to("rewriting")
+        return None
+
+    async def _erase_forgotten(self, job: Job) -> float | None:
+        if not await self._rewrite_files(job):
+            return FILES_LOOK_S
+        job.go_to("folding")
+        return None
+
+    async def _await_fold(self, job: Job) -> float | None:
+        """Both models' states have come back to where the log stood; or a turn that cannot be folded keeps one from it."""
+        memory = await self.get_memory(job.memory)
+        behind = min(Revision.parse(job.work["receipt"]["revision"]).sequence, memory.head)
+        reached = min([*_folding(memory), behind])
+        if reached < behind:
+            job.go_to("folding", completed=reached, total=behind)
+            return _FOLD_LOOK_S
+        job.go_to("following")
+        return await self._follow_copies(job)
+
+    async def _follow_copies(self, job: Job) -> float | None:
+        """Each copy that was told to forget has done so."""
+        receipt = job.work["receipt"]
+        forks: list[dict[str, Any]] = list(receipt.get("forks", ()))
+        erasures = {"": receipt} if "removed_turns" in receipt else {}
+        for name, operation_id in job.work["copies"]:
+            copy = MemoryName.parse(name)
+            try:
+                operation = await self.advance(copy, operation_id, until=0)
+            except OperationNotFoundError:
+                continue  # the copy has been deleted
+            if not operation.done:
+                job.go_to("following", completed=len(forks), total=len(job.work["copies"]))
+                return _COPIES_LOOK_S
+            forgotten = operation.result.get("removed_turns", 0)
+            if forgotten or operation.error:
+                forks.append({"memory": name, "forgotten_turns": forgotten})
+            forks += [fork for fork in operation.result.get("forks", ()) if fork not in forks]
+            if "files_note" in operation.result:
+                erasures[name] = operation.result
+            elif operation.error:
+                erasures[name] = {"files_note": operation.error}
+        if forks:
+            receipt["forks"] = forks
+        if erasures:
+            receipt |= erased(erasures)
+        job.finish(**receipt)
+        return None
 
 
-def _told(name: MemoryName) -> tuple[Argument, ...]:
-    """Whom the scripts tell, and how long the receipt is good."""
-    return keys.member(name), keys.moved_channel(name.partition), RECEIPT_S
+def _removal(job: Job) -> Removal:
+    work = job.work
+    removal = Removal.of_turns(
+        job.memory, unpack(work["runs"]), Revision(work["from"], 0), job.incarnation(work["attempt"])
+    )
+    removal.aside = Aside.from_work(work.get("aside"))
+    return removal
+
+
+def _select_again(job: Job) -> None:
+    """Something else was removed meanwhile. Numbers are never given twice: what was meant can be meant again."""
+    job.go_to("")
+
+
+def _folding(memory: Memory) -> list[int]:
+    """How far the states of a memory are that somebody folds on."""
+    serving = [] if memory.quarantined else [memory.applied]
+    building = [memory.building_applied] if memory.building and not memory.building_quarantined else []
+    return [*serving, *building]
+
+
+def _receipt(gone: Removed) -> dict[str, Any]:
+    """What the operation's receipt says of the turns that are gone."""
+    return {
+        "revision": str(gone.revision),
+        "restored_revision": str(Revision(gone.revision.incarnation, gone.restored_to)),
+        "removed_turns": gone.count,
+        "ranges": [{"first": first, "last": last} for first, last in gone.runs],
+        "sequences": list(gone.sequences),
+        "turn_ids": list(gone.ids),
+        "dropped_revisions": list(gone.dropped),
+    }
+
+
+def _wipe(job: Job) -> None:
+    """A predicate quotes what was said about the turns: gone with them."""
+    if "selector" in job.request and "ids" not in job.request["selector"] and "first" not in job.request["selector"]:
+        del job.request["selector"]
+        job.request["wiped"] = ["selector"]

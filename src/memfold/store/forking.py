@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from memfold.api.errors import (
@@ -25,7 +24,18 @@ from memfold.api.errors import (
 )
 from memfold.api.values import MemoryName, OperationKind, Policy, Revision
 from memfold.store import keys
-from memfold.store.checkpoints import Checkpoints, Snapshot, copy_checkpoints
+from memfold.store.checkpoints import copy_checkpoints
+from memfold.store.copying import (
+    NOTHING_COPIED,
+    Page,
+    arguments,
+    counted,
+    pairs,
+    read_page,
+    sequence_of,
+    skips_at,
+    stand_at,
+)
 from memfold.store.jobs import Job
 from memfold.store.keys import memory_keys, stage_keys
 from memfold.store.operations import Operations
@@ -42,17 +52,6 @@ _GOOD_MS = 30 * 60 * 1000
 
 _OFTEN, _CHANGING_S = 10, 1.0
 """A source that changes so often while it is copied is given some time."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """Entries of the source's log; with the last page its meta hash and a snapshot of its states."""
-
-    source: Revision
-    read_ms: int
-    entries: list[Any]
-    meta: Mapping[bytes, bytes] | None
-    snapshot: Snapshot | None
 
 
 class Forking(Operations):
@@ -89,29 +88,29 @@ class Forking(Operations):
         if page is None:
             return _anew(job)
         work |= {"source": page.source.incarnation, "revision": page.source.sequence}
-        entries = _arguments(page.entries)
-        counted = _counted(work["counts"], page.entries)
+        entries = arguments(page.entries)
+        counts = counted(work["counts"], page.entries)
         if page.meta is None:
             staged = await self._stage(job, target, page, entries)
             if not staged:
                 return _anew(job)
-            work |= {"counts": counted, "cursor": counted["last"]}
-            job.go_to("copying", completed=counted["entries"])
+            work |= {"counts": counts, "cursor": counts["last"]}
+            job.go_to("copying", completed=counts["entries"])
             return None
-        made = await self._flip(job, target, page, entries, counted)
+        made = await self._flip(job, target, page, entries, counts)
         if made is None:
             return _anew(job)
         job.finish(memory=str(target), **made)
         return None
 
-    async def _read_indexed(self, job: Job, target: MemoryName) -> _Page | None:
+    async def _read_indexed(self, job: Job, target: MemoryName) -> Page | None:
         """The next page; before the first, the copy is entered in the index of its tenant."""
         if job.work["cursor"]:
             return await self._read_source(job, target)
         page, _ = await asyncio.gather(self._read_source(job, target), self._index(target, job.work["copy"]))
         return page
 
-    async def _read_source(self, job: Job, target: MemoryName) -> _Page | None:
+    async def _read_source(self, job: Job, target: MemoryName) -> Page | None:
         """The next page, from the incarnation that the first came from; None where that is gone."""
         work = job.work
         reply = await self._on_memory(
@@ -140,10 +139,10 @@ class Forking(Operations):
                     f"revision {work['revision']} lies beyond the log, which ends at {here}",
                     facts={"revision": str(here)},
                 )
-        return _page(self._guess(job.memory), reply)
+        return read_page(self._guess(job.memory), reply)
 
-    async def _stage(self, job: Job, target: MemoryName, page: _Page, entries: Sequence[Argument]) -> bool:
-        last = _sequence(page.entries[-1])
+    async def _stage(self, job: Job, target: MemoryName, page: Page, entries: Sequence[Argument]) -> bool:
+        last = sequence_of(page.entries[-1])
         [status] = await self._server.write(
             "fork_page",
             stage_keys(target),
@@ -159,16 +158,16 @@ class Forking(Operations):
         return _accepted(target, status)
 
     async def _flip(
-        self, job: Job, target: MemoryName, page: _Page, entries: Sequence[Argument], counted: Mapping[str, Any]
+        self, job: Job, target: MemoryName, page: Page, entries: Sequence[Argument], counts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Turn the copy into a memory. Returns the receipt's numbers, or None where it has to be copied anew."""
         assert page.meta is not None
         assert page.snapshot is not None
         copy, source = job.work["copy"], page.source
-        skips, below = _skips(page.meta.get(b"skips", b""), source.sequence)
+        skips, below = skips_at(page.meta.get(b"skips", b""), source.sequence)
         checkpoints = copy_checkpoints(page.snapshot, below=below, incarnation=copy)
-        if counted["last"] <= int(checkpoints.line["applied"]):
-            _stand_at(checkpoints, source.sequence)
+        if counts["last"] <= int(checkpoints.line["applied"]):
+            stand_at(checkpoints, source.sequence)
         policy = Policy.from_json(page.meta.get(b"policy", b""))
         fingerprint = page.snapshot.fingerprint
         meta = {
@@ -180,9 +179,9 @@ class Forking(Operations):
             "policy": policy.to_json(),
             "head": source.sequence,
             "last": source.sequence,
-            "entries": counted["entries"],
-            "count": counted["count"],
-            "bytes": counted["bytes"],
+            "entries": counts["entries"],
+            "count": counts["count"],
+            "bytes": counts["bytes"],
             "forked_from": str(job.memory),
             "forked_at": source.sequence,
             "forked_by": job.id,
@@ -191,7 +190,7 @@ class Forking(Operations):
         receipt = {
             "revision": str(Revision(copy, source.sequence)),
             "source_revision": str(source),
-            "turn_count": counted["count"],
+            "turn_count": counts["count"],
         }
         here = memory_keys(target, fingerprint)
         made = here.meta, here.log, here.ids, here.line, here.state, here.history, here.revisions
@@ -209,10 +208,10 @@ class Forking(Operations):
             checkpoints.state,
             len(entries),
             *entries,
-            *_pairs(meta),
-            *_pairs(checkpoints.line),
-            *_pairs(checkpoints.history),
-            *_pairs(checkpoints.revisions),
+            *pairs(meta),
+            *pairs(checkpoints.line),
+            *pairs(checkpoints.history),
+            *pairs(checkpoints.revisions),
         )
         if not _accepted(target, status):
             return None
@@ -229,7 +228,7 @@ def _begin(job: Job, token: str) -> None:
     job.work |= {"revision": asked.sequence if asked else None} | _NOTHING
 
 
-_NOTHING: dict[str, Any] = {"cursor": 0, "counts": {"entries": 0, "count": 0, "bytes": 0, "last": 0}}
+_NOTHING: dict[str, Any] = {"cursor": 0, "counts": NOTHING_COPIED}
 
 
 def _anew(job: Job) -> float | None:
@@ -240,67 +239,6 @@ def _anew(job: Job) -> float | None:
     job.work |= {"source": "", "revision": revision, "anew": times} | _NOTHING
     job.go_to("copying", completed=0)
     return None if times < _OFTEN else _CHANGING_S
-
-
-def _page(lines: Lines, reply: Sequence[Any]) -> _Page:
-    source = Revision(reply[1].decode(), int(reply[2]))
-    if len(reply) == 5:
-        return _Page(source, int(reply[3]), reply[4], None, None)
-    meta, line, state, revisions, history = reply[5:10]
-    snapshot = Snapshot(lines.fingerprint, _mapping(line), state, _mapping(revisions), _mapping(history))
-    return _Page(source, int(reply[3]), reply[4], _mapping(meta), snapshot)
-
-
-def _mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _pairs(fields: Mapping[str, Argument]) -> list[Argument]:
-    """A list as the script takes it: its length, then names and values."""
-    return [2 * len(fields), *(part for pair in fields.items() for part in pair)]
-
-
-def _sequence(entry: Sequence[Any]) -> int:
-    return int(entry[0].split(b"-")[0])
-
-
-def _arguments(entries: Sequence[Any]) -> list[Argument]:
-    """For each entry: sequence, turn's id or empty, name of its field, bytes, ms, nonce."""
-    given: list[Argument] = []
-    for entry in entries:
-        kind, said, _, ms, _, nonce = entry[1]
-        turn_id = json.loads(said)["id"] if kind == b"turn" else ""
-        given += _sequence(entry), turn_id, kind, said, ms, nonce
-    return given
-
-
-def _counted(before: Mapping[str, int], entries: Sequence[Any]) -> dict[str, int]:
-    """Entries, turns, bytes of their content, and the last sequence, with one page more."""
-    turns = [json.loads(fields[1])["content"] for _, fields in entries if fields[0] == b"turn"]
-    return {
-        "entries": before["entries"] + len(entries),
-        "count": before["count"] + len(turns),
-        "bytes": before["bytes"] + sum(len(content.encode()) for content in turns),
-        "last": _sequence(entries[-1]) if entries else before["last"],
-    }
-
-
-def _skips(stored: bytes, revision: int) -> tuple[str, int]:
-    """The skips that hold at a revision, as stored; and under which number states may be copied.
-
-    A turn that is passed over only later was not folded by states committed since: they are not those of this revision.
-    """
-    pairs = [pair.split(":") for pair in stored.decode().split(",") if pair]
-    late = [int(turn) for turn, entry in pairs if int(entry) > revision]
-    return ",".join(f"{turn}:{entry}" for turn, entry in pairs if int(entry) <= revision), min([*late, revision + 1])
-
-
-def _stand_at(checkpoints: Checkpoints, sequence: int) -> None:
-    """Nothing is left to fold: the copy's state stands at its log's end."""
-    applied = str(checkpoints.line["applied"])
-    checkpoints.line["applied"] = sequence
-    if applied in checkpoints.revisions:
-        checkpoints.revisions[str(sequence)] = checkpoints.revisions.pop(applied)
 
 
 def _accepted(target: MemoryName, status: bytes) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Self
 from memfold.api.errors import MemfoldError
 from memfold.api.values import MemoryName, Operation, OperationKind
 
-_STORED = ("kind", "seed", "request", "stage", "work", "progress", "result", "error", "message")
+_WHERE = ("stage", "progress")
+_RECORD = ("kind", "seed", "request", "work", "result", "error", "message")
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Job:
         stage: the step that comes next; empty at the start. A step may be taken again after a crash: each must bear that.
         work: what the steps note for later ones; not shown to anybody.
         fence: number of the lease; whoever holds an older one can save nothing any more.
-        record: as it was read or written last.
+        stored: the record as the store has it, as far as is known.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Job:
     done: bool = False
     create_ms: int = 0
     update_ms: int = 0
+    stored: str = ""
 
     @classmethod
     def new(cls, operation_id: str, memory: MemoryName, kind: OperationKind, request: Mapping[str, Any]) -> Self:
@@ -50,10 +52,10 @@ class Job:
         return cls(operation_id, memory, kind, said, secrets.token_hex(8))
 
     @classmethod
-    def read(cls, operation_id: str, memory: MemoryName, stored: bytes) -> Self:
-        """Read what the store holds: fence, time of the end, lease, holder, time of birth, of the last change, record."""
-        fence, done_ms, _, _, create_ms, update_ms, record = stored.split(b" ", 6)
-        said: dict[str, Any] = json.loads(record)
+    def read(cls, operation_id: str, memory: MemoryName, stored: bytes, record: bytes) -> Self:
+        """Read what the store holds: fence, time of the end, lease, holder, time of birth, of the last change, where; record."""
+        fence, done_ms, _, _, create_ms, update_ms, where = stored.split(b" ", 6)
+        said: dict[str, Any] = json.loads(where) | json.loads(record)
         said["kind"] = OperationKind(said["kind"])
         return cls(
             id=operation_id,
@@ -62,6 +64,7 @@ class Job:
             done=int(done_ms) > 0,
             create_ms=int(create_ms),
             update_ms=int(update_ms),
+            stored=record.decode(),
             **said,
         )
 
@@ -69,9 +72,16 @@ class Job:
         """A new incarnation, random, and the same whenever a step is taken again."""
         return hashlib.sha256(f"{self.seed}{attempt}".encode()).hexdigest()[:12]
 
+    def where(self) -> str:
+        """How far it has come, for the store: little, since it is written at every look."""
+        return self._json(_WHERE)
+
     def record(self) -> str:
-        """For the store."""
-        return json.dumps({name: getattr(self, name) for name in _STORED}, sort_keys=True, separators=(",", ":"))
+        """All else, for the store."""
+        return self._json(_RECORD)
+
+    def _json(self, names: tuple[str, ...]) -> str:
+        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True, separators=(",", ":"))
 
     def go_to(self, stage: str, **progress: Any) -> None:
         """The next step is ``stage``."""

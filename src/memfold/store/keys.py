@@ -6,6 +6,7 @@ may touch all of them on Redis Cluster too. Names of tenants and memories hold n
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from memfold.api.values import PARTITIONS, MemoryName
@@ -42,11 +43,17 @@ class MemoryKeys(NamedTuple):
     revisions: str
     """Hash: ``<sequence>`` -> what is known of a kept revision, the newest included; JSON."""
     fresh_log: str
-    """The stream as far as it has been copied into nodes that hold nothing of what was removed."""
-    receipt: str
-    """What the last removal of turns removed; JSON. Expires by itself."""
+    """The stream as far as it has been written anew, aside: nodes that hold nothing of what was or is to be removed."""
+    fresh_ids: str
+    """The ids of the turns in it, where others are to be removed with it."""
+    rewrite: str
+    """Hash: who writes the log anew, how far that is, and what was left out."""
+    receipts: str
+    """Hash: the incarnation that a removal of turns began -> when, and what it removed. Expires by itself."""
     ops: str
-    """Hash: the memory's operations."""
+    """Hash: the memory's operations -> who holds them until when, and where they stand."""
+    records: str
+    """Hash: the memory's operations -> what was asked for, what the steps noted, what came of it."""
     forks: str
     """Hash: the copies of the memory."""
     operations: str
@@ -77,8 +84,11 @@ def memory_keys(name: MemoryName, fingerprint: str) -> MemoryKeys:
         history=f"{here}:history:{short}",
         revisions=f"{here}:revisions:{short}",
         fresh_log=f"{here}:log-new",
-        receipt=f"{here}:receipt",
+        fresh_ids=f"{here}:ids-new",
+        rewrite=f"{here}:rewrite",
+        receipts=f"{here}:receipts",
         ops=f"{here}:ops",
+        records=f"{here}:records",
         forks=forks(name),
         operations=operations_due(name.partition),
         expires=expires(name.partition),
@@ -91,8 +101,9 @@ def both_lines(name: MemoryName, fingerprint: str, building: str) -> tuple[str, 
     return (*first, *memory_keys(name, building)[_LINE]) if building else first
 
 
+@lru_cache(8192)
 def hot_keys(name: MemoryName, fingerprint: str, building: str) -> tuple[str, ...]:
-    """The keys for appending: fewer, for the sake of its speed."""
+    """The keys for appending: fewer, and remembered, for the sake of its speed."""
     first = memory_keys(name, fingerprint)[:HOT_KEYS]
     return (*first, *memory_keys(name, building)[3:HOT_KEYS]) if building else first
 
@@ -103,7 +114,9 @@ class OperationKeys(NamedTuple):
     meta: str
     """Of the memory that the operations work on."""
     ops: str
-    """Hash: an operation's id -> its lease and its record."""
+    """Hash: an operation's id -> its lease and where it stands: little, since it is written at every look."""
+    records: str
+    """Hash: an operation's id -> all else, in JSON: written only when something of it has changed."""
     due: str
     """Sorted set of the partition: ``operation_entry`` -> when somebody should go on with it, in ms."""
 
@@ -111,7 +124,9 @@ class OperationKeys(NamedTuple):
 def operation_keys(name: MemoryName) -> OperationKeys:
     """The keys of a memory's operations."""
     here = _of_memory(name)
-    return OperationKeys(meta=f"{here}:meta", ops=f"{here}:ops", due=operations_due(name.partition))
+    return OperationKeys(
+        meta=f"{here}:meta", ops=f"{here}:ops", records=f"{here}:records", due=operations_due(name.partition)
+    )
 
 
 class StageKeys(NamedTuple):
@@ -195,6 +210,15 @@ EVERY_META = "memfold:{p*}:*:meta"
 """Matches the ``meta`` keys of all memories."""
 
 
+EVERY_INDEX = "memfold:tenant:*"
+"""Matches the indexes of all tenants."""
+
+AUDIT = "memfold:audit"
+"""Hash: whose turn it is to look at everything, until when, and where the last look ended."""
+
+AUDIT_START = "0:0:0"
+
+
 def name_of_meta(key: bytes) -> MemoryName:
     """The memory whose ``meta`` key this is."""
     return name_of(key.split(b":")[2])
@@ -205,14 +229,32 @@ def tenant_index(tenant: str) -> str:
     return f"memfold:tenant:{tenant}"
 
 
+def tenant_of_index(key: bytes) -> str:
+    """Whose index this is."""
+    return key.decode().split(":")[2]
+
+
 def index_entry(name: MemoryName, incarnation: str) -> str:
     """An entry of the tenant's index. NUL sorts before whatever may follow in a longer name."""
     return f"{name.memory}\0{incarnation}"
 
 
+def index_entry_of(entry: bytes) -> tuple[str, str]:
+    """Read back the memory's id and the incarnation that ``index_entry`` wrote."""
+    memory, incarnation = entry.decode().split("\0")
+    return memory, incarnation
+
+
 def moved_channel(partition: int) -> str:
     """Channel on which commits and deletions of a partition's memories are told."""
     return f"memfold:moved:{partition}"
+
+
+LEFT_CHANNEL = "memfold:left"
+"""Channel on which it is told that an operation has been left for anybody to go on with at once."""
+
+LEFT = "operation"
+"""What is told there."""
 
 
 def _of_memory(name: MemoryName) -> str:

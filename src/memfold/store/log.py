@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ from memfold.api.values import MemoryName, Revision, Role, Turn
 from memfold.store import keys
 from memfold.store.digests import NONCE_BYTES
 from memfold.store.memories import Memories, new_incarnation, token
+from memfold.store.new_turns import NewTurns
+from memfold.store.packing import packed, packed_random
 from memfold.store.part import Lines, missing
 from memfold.store.server import Argument
-from memfold.store.values import AppendedTurn, AppendResult
+from memfold.store.values import AppendResult
 
 _BACKLOG_RETRY_MS = 1000
 
@@ -31,7 +34,7 @@ class Log(Memories):
     async def append(
         self,
         name: MemoryName,
-        turns: Sequence[Turn],
+        turns: Sequence[Turn] | NewTurns,
         *,
         expected: Revision | None = None,
         create: bool = False,
@@ -56,7 +59,8 @@ class Log(Memories):
         """
         if not turns:
             raise InvalidFieldError("turns", "at least one turn is needed")
-        given = _arguments(turns)
+        new = turns if isinstance(turns, NewTurns) else NewTurns.of(turns)
+        given = _arguments(new)
         try:
             reply = await self._append(name, given, expected, backlog)
         except MemoryNotFoundError:
@@ -64,7 +68,7 @@ class Log(Memories):
                 raise
             reply = await self._append_to_new(name, given, backlog)
         lines = self._guess(name)
-        result = _result(lines.fingerprint, turns, reply)
+        result = _result(lines.fingerprint, new.ids, reply)
         if result.behind:
             await self._tell_partition(name.partition, lines.fingerprint)
         if reply[4]:
@@ -128,7 +132,8 @@ class Log(Memories):
         self, name: MemoryName, given: Sequence[Argument], expected: Revision | None, backlog: int
     ) -> list[Any]:
         said = token(expected), backlog, "", keys.member(name)
-        return _accepted(await self._on_memory("append", name, *said, *given, durable=True, keys_of=keys.hot_keys))
+        reply = await self._on_memory("append", name, *said, *given, durable=True, keys_of=keys.hot_keys)
+        return _accepted(reply)
 
     async def _append_to_new(self, name: MemoryName, given: Sequence[Argument], backlog: int) -> list[Any]:
         """Create the memory and append to it in one script; another caller may create it first."""
@@ -149,14 +154,17 @@ class Log(Memories):
         return [_entry(entry, skipped) for entry in reply[2:]]
 
 
-def _arguments(turns: Sequence[Turn]) -> list[Argument]:
-    """What the script takes for each turn: id, bytes, bytes of its content, nonce."""
-    nonces = secrets.token_bytes(NONCE_BYTES * len(turns))
-    given: list[Argument] = []
-    for at, turn in enumerate(turns):
-        nonce = nonces[at * NONCE_BYTES : (at + 1) * NONCE_BYTES]
-        given += turn.id, turn.to_bytes(), len(turn.content.encode()), nonce
-    return given
+def _arguments(turns: NewTurns) -> list[Argument]:
+    """What the script takes of the turns."""
+    many = len(turns)
+    return [
+        packed([*map(str.encode, turns.ids)]),
+        packed(turns.said),
+        packed_random(many, NONCE_BYTES),
+        struct.pack(f">{many}I", *turns.content_bytes),
+        sum(turns.content_bytes),
+        "distinct" if len(set(turns.ids)) == many else "",
+    ]
 
 
 def _accepted(reply: list[Any]) -> list[Any]:
@@ -175,15 +183,15 @@ def _accepted(reply: list[Any]) -> list[Any]:
     return reply
 
 
-def _result(fingerprint: str, turns: Sequence[Turn], reply: Sequence[Any]) -> AppendResult:
+def _result(fingerprint: str, ids: Sequence[str], reply: Sequence[Any]) -> AppendResult:
     _, incarnation, last, marked, _, told = reply
-    placed = told.split()
+    reached = int(last)
+    placed = told.split()  # nothing where all of them are new
     return AppendResult(
-        revision=Revision(incarnation.decode(), int(last)),
-        turns=tuple(
-            AppendedTurn(id=turn.id, sequence=int(sequence), duplicate=duplicate == b"1")
-            for turn, sequence, duplicate in zip(turns, placed[::2], placed[1::2], strict=True)
-        ),
+        revision=Revision(incarnation.decode(), reached),
+        ids=ids,
+        sequences=[*map(int, placed[::2])] or range(reached - len(ids) + 1, reached + 1),
+        duplicates=[known == b"1" for known in placed[1::2]] or [False] * len(ids),
         behind=marked == 1,
         fingerprint=fingerprint,
     )

@@ -67,16 +67,17 @@ class Memories(Models):
     async def list_memories(self, tenant: str, *, after: str = "", limit: int = 50) -> list[Memory]:
         """At most ``limit`` memories of a tenant, by memory id, strictly behind the id ``after``."""
         found: list[Memory] = []
-        start = f"({after}\1" if after else "-"
         while len(found) < limit:
             count = limit - len(found)
+            start = f"({after}\1" if after else "-"  # behind all entries of that id
             entries = await self._server.command(
                 "ZRANGEBYLEX", keys.tenant_index(tenant), start, "+", "LIMIT", 0, count
             )
-            found += await self._describe(tenant, entries)
+            ids = list(dict.fromkeys(keys.index_entry_of(entry)[0] for entry in entries))
+            found += await self._describe([MemoryName(tenant, memory) for memory in ids])
             if len(entries) < count:
                 break
-            start = "(" + entries[-1].decode()
+            after = ids[-1]
         return found
 
     async def update_memory(
@@ -139,17 +140,13 @@ class Memories(Models):
         same = here.create_ms == memory.create_ms and here.incarnation != memory.incarnation
         return here if same else None
 
-    async def _describe(self, tenant: str, entries: Sequence[bytes]) -> list[Memory]:
-        """The memories behind index entries; entries that outlived or preceded their memory are passed over."""
-        pairs = [entry.decode().split("\0") for entry in entries]
-        names = [MemoryName(tenant, memory) for memory, _ in pairs]
+    async def _describe(self, names: Sequence[MemoryName]) -> list[Memory]:
+        """The memories of these names that are there, whatever incarnation an index entry is of.
+
+        A memory that is just getting another one is listed under the old, under the new, or under both.
+        """
         replies = await self._on_each("get", names)
-        found = []
-        for name, (_, incarnation), reply in zip(names, pairs, replies, strict=True):
-            memory = memory_of(name, reply[1]) if reply[0] == b"OK" else None
-            if memory is not None and memory.incarnation == incarnation:
-                found.append(memory)
-        return found
+        return [memory_of(name, reply[1]) for name, reply in zip(names, replies, strict=True) if reply[0] == b"OK"]
 
     async def _index(self, name: MemoryName, incarnation: str) -> None:
         """Entered before the memory exists: a list may know too much, never too little."""
@@ -171,7 +168,7 @@ def token(revision: Revision | None) -> str:
 
 def memory_of(name: MemoryName, described: Sequence[Any]) -> Memory:
     """Read what ``describe`` in the scripts wrote."""
-    flat, applied, state_bytes, quarantined, building_applied = described
+    flat, applied, state_bytes, quarantined, building_applied, building_quarantined = described
     meta = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
     return Memory(
         name=name,
@@ -189,6 +186,7 @@ def memory_of(name: MemoryName, described: Sequence[Any]) -> Memory:
         last=int(meta["last"]),
         building=meta.get("building", ""),
         building_applied=int(building_applied),
+        building_quarantined=int(building_quarantined),
         quarantined=int(quarantined),
         forked_from=meta.get("forked_from", ""),
         policy=Policy.from_json(meta.get("policy", "")),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from memfold.api.errors import ModelLoadingError
+from memfold.api.errors import ModelLoadingError, ModelNotFoundError
 from memfold.api.values import ModelCard
 from memfold.store import keys
 from memfold.store.part import StorePart
+
+_NAMED = 8
 
 
 class Models(StorePart):
@@ -36,13 +38,19 @@ class Models(StorePart):
         """The model with this fingerprint.
 
         Raises:
-            ModelLoadingError: it has never been registered.
+            ModelNotFoundError: it has never been registered; the text names those that have been.
         """
         card = await self._server.command("HGET", keys.MODELS, fingerprint)
         if card is None:
-            raise ModelLoadingError(
-                f"no model {fingerprint[:16]} has been loaded yet",
+            raise ModelNotFoundError(
+                f"no writer has loaded a model {fingerprint[:16]}; {await self._known_models()}",
                 facts={"fingerprint": fingerprint},
-                retry_after_ms=1000,
             )
         return ModelCard.from_json(card)
+
+    async def _known_models(self) -> str:
+        """The models there are, in words; of many some."""
+        cards = [ModelCard.from_json(card) for card in await self._server.command("HVALS", keys.MODELS)]
+        known = sorted(f"{card.fingerprint} ({card.backbone})" for card in cards)
+        more = [f"{len(known) - _NAMED} more"] if len(known) > _NAMED else []
+        return f"there are {', '.join(known[:_NAMED] + more)}" if known else "there is none yet"

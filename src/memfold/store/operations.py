@@ -67,8 +67,9 @@ class Operations(Waiting):
         operation_id = _operation_id(name, request_id)
         job, holder = Job.new(operation_id, name, OperationKind(kind), args), secrets.token_hex(8)
         entry = operation_entry(name, operation_id)
+        said = job.where(), job.record()
         status, *stored = await self._server.write(
-            "operation_request", operation_keys(name), operation_id, entry, holder, LEASE_MS, job.record(), KEPT
+            "operation_request", operation_keys(name), operation_id, entry, holder, LEASE_MS, *said, KEPT
         )
         match status:
             case b"MISSING":
@@ -79,7 +80,7 @@ class Operations(Waiting):
                     facts={"memory": str(name)},
                     retry_after_ms=1000,
                 )
-        found = Job.read(operation_id, name, stored[0])
+        found = Job.read(operation_id, name, *stored)
         if not _same(found, job):
             raise OperationConflictError(
                 f"the request id {request_id!r} was used for another operation", facts={"operation": operation_id}
@@ -99,8 +100,13 @@ class Operations(Waiting):
 
     async def list_operations(self, name: MemoryName, *, after: str = "", limit: int = 50) -> list[Operation]:
         """At most ``limit`` operations of a memory, the newest first, strictly behind the one with the id ``after``."""
-        stored: dict[bytes, bytes] = await self._server.command("HGETALL", operation_keys(name).ops)
-        listed = [Job.read(key.decode(), name, value).operation() for key, value in stored.items()]
+        at = operation_keys(name)
+        stored, records = await self._server.commands([("HGETALL", at.ops), ("HGETALL", at.records)])
+        listed = [
+            Job.read(key.decode(), name, value, records[key]).operation()
+            for key, value in stored.items()
+            if key in records
+        ]
         listed.sort(key=lambda one: (one.create_ms, one.id), reverse=True)
         start = next((at + 1 for at, one in enumerate(listed) if one.id == after), 0)
         return listed[start : start + limit]
@@ -146,6 +152,12 @@ class Operations(Waiting):
         return holder
 
     @contextlib.asynccontextmanager
+    async def operations_left(self) -> AsyncIterator[asyncio.Event]:
+        """An event that is set when somebody leaves an operation for others to go on with at once. May be lost."""
+        async with self._ear.listen(keys.LEFT_CHANNEL, keys.LEFT) as left:
+            yield left
+
+    @contextlib.asynccontextmanager
     async def _holding(self, job: Job, holder: str) -> AsyncIterator[None]:
         """Renew the lease for as long as a step takes: else nobody would ever finish one that takes longer."""
 
@@ -167,10 +179,13 @@ class Operations(Waiting):
             await renewing
 
     async def _read_job(self, name: MemoryName, operation_id: str) -> Job:
-        stored = await self._server.command("HGET", operation_keys(name).ops, operation_id)
-        if stored is None:
+        at = operation_keys(name)
+        stored, record = await self._server.commands(
+            [("HGET", at.ops, operation_id), ("HGET", at.records, operation_id)]
+        )
+        if stored is None or record is None:
             raise _not_found(name, operation_id)
-        return Job.read(operation_id, name, stored)
+        return Job.read(operation_id, name, stored, record)
 
     async def _step(self, job: Job) -> float | None:
         try:
@@ -196,20 +211,30 @@ class Operations(Waiting):
         )
         if status == b"MISSING":
             raise _not_found(name, operation_id)
-        return holder if status == b"OK" else "", Job.read(operation_id, name, stored[0])
+        return holder if status == b"OK" else "", Job.read(operation_id, name, *stored)
 
     async def _save(self, job: Job, holder: str, delay_s: float | None) -> tuple[Job, bool]:
-        """Note how far it has come; also whether it is still ours to go on with."""
+        """Note how far it has come; also whether it is still ours to go on with. What has not changed is not written again."""
         how: tuple[str, int] = ("hold", LEASE_MS) if delay_s is None else ("wait", round(delay_s * 1000))
         if job.done:
             how = ("done", 0)
-        entry = operation_entry(job.memory, job.id)
+        entry, record = operation_entry(job.memory, job.id), job.record()
+        said = job.where(), "" if record == job.stored else record
         status, *stored = await self._server.write(
-            "operation_save", operation_keys(job.memory), job.id, entry, job.fence, holder, job.record(), *how
+            "operation_save",
+            operation_keys(job.memory),
+            job.id,
+            entry,
+            job.fence,
+            holder,
+            *said,
+            *how,
+            keys.LEFT_CHANNEL,
+            keys.LEFT,
         )
         if status == b"MISSING":
             raise _not_found(job.memory, job.id)
-        return Job.read(job.id, job.memory, stored[0]), status == b"OK"
+        return Job.read(job.id, job.memory, *stored), status == b"OK"
 
     async def _due(self, told: str, key: Callable[[int], str], limit: int) -> list[bytes]:
         """Entries of a kind of sorted set that are due, over the partitions that were told of, now and then over all."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memfold.api.values import MemoryName
 from memfold.store import keys
 from memfold.store.part import StorePart
-
-_PAGE = 1000
 
 
 class Reconciling(StorePart):
@@ -33,33 +30,3 @@ class Reconciling(StorePart):
         return {
             at for (at, _, due), was in zip(fresh, since, strict=True) if was is not None and float(was) == float(due)
         }
-
-    async def audit(self, place: str, *, limit: int) -> tuple[str, list[MemoryName]]:
-        """Look at the next ``limit`` keys or so for memories that are behind their log and in no queue; queue them.
-
-        Args:
-            place: where an earlier look ended; empty for the beginning.
-            limit: how many keys to look at.
-
-        Returns:
-            where this look ended, empty once it has been everywhere; and what was found. There should never be any.
-        """
-        nodes = self._server.nodes()
-        at, cursor = (int(part) for part in (place or "0:0").split(":"))
-        if at >= len(nodes):
-            return "", []
-        looked, metas = 0, set[bytes]()
-        while looked < limit:
-            reply, _ = await self._server.ask(nodes[at], "SCAN", cursor, "MATCH", keys.EVERY_META, "COUNT", _PAGE)
-            cursor, found = reply
-            if isinstance(cursor, dict):  # of a cluster: by node
-                [cursor] = cursor.values()
-            looked += _PAGE
-            metas.update(found)
-            if not cursor:
-                break
-        names = [keys.name_of_meta(meta) for meta in metas]
-        replies = await self._on_each("audit", names)
-        place = f"{at}:{cursor}" if cursor else f"{at + 1}:0"
-        marked = [name for name, reply in zip(names, replies, strict=True) if reply[0] == b"OK" and reply[1]]
-        return "" if place == f"{len(nodes)}:0" else place, marked

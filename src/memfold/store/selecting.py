@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from memfold.api.errors import InvalidFieldError
-from memfold.api.values import MemoryName, Turn
+from memfold.api.values import MemoryName
 from memfold.store.keys import memory_keys
+from memfold.store.part import missing
+from memfold.store.ranges import Run, Runs, joined, runs_of
 from memfold.store.waiting import Waiting
 
-_PAGE = 1000
-_PAGE_BYTES = 4_000_000
+_PAGE = 500
 
 Selector = Mapping[str, Any]
 """``ids``; or ``first`` and ``last``, both included; or ``metadata``, ``role``, ``speaker``, of which all that is given
@@ -21,53 +23,41 @@ must match. JSON."""
 class Selecting(Waiting):
     """Finding turns in a log."""
 
-    async def select_turns(self, name: MemoryName, selector: Selector, *, until: int = 0) -> list[int]:
-        """The sequences of the turns that are meant, ascending; ``until`` (0: any) is the last that may be.
+    async def select_runs(self, name: MemoryName, selector: Selector, *, until: int) -> Runs:
+        """The numbers of the turns that are meant, none behind ``until``. Of a range also those that nothing bears.
 
         Raises:
             MemoryNotFoundError: there is no such memory.
             InvalidFieldError: it selects in no known way, or does not say what.
         """
-        return sorted(await self.find_turns(name, selector, until=until))
-
-    async def find_turns(self, name: MemoryName, selector: Selector, *, until: int = 0) -> dict[int, str]:
-        """As ``select_turns``, with the ids of the turns: sequence -> id."""
         if "ids" in selector:
-            return await self._by_ids(name, selector["ids"], until)
+            return runs_of(sorted(at for at in await self._by_ids(name, selector["ids"]) if at <= until))
         if "first" in selector and "last" in selector:
-            first, last = int(selector["first"]), int(selector["last"])
-            return await self._by_content(name, {}, first, min(last, until or last))
+            first, last = max(1, int(selector["first"])), min(until, int(selector["last"]))
+            return ((first, last),) if first <= last else ()
         if not any(selector.get(field) for field in _MATCHED):
             raise InvalidFieldError("selector", f"give ids, first and last, or something of {', '.join(_MATCHED)}")
-        return await self._by_content(name, selector, 1, until)
+        return await self._by_content(name, selector, until)
 
-    async def _by_ids(self, name: MemoryName, ids: list[str], until: int) -> dict[int, str]:
+    async def _by_ids(self, name: MemoryName, ids: list[str]) -> list[int]:
         await self.get_memory(name)
         if not ids:
-            return {}
+            return []
         found = await self._server.command("HMGET", memory_keys(name, "").ids, *ids)
-        placed = {int(sequence): turn_id for turn_id, sequence in zip(ids, found, strict=True) if sequence is not None}
-        return {sequence: turn_id for sequence, turn_id in placed.items() if not until or sequence <= until}
+        return [int(sequence) for sequence in found if sequence is not None]
 
-    async def _by_content(self, name: MemoryName, selector: Selector, first: int, last: int) -> dict[int, str]:
-        found: dict[int, str] = {}
-        cursor = max(first, 1) - 1
-        while page := await self.read_turns(name, after=cursor, limit=_PAGE, max_bytes=_PAGE_BYTES):
-            cursor = page[-1].sequence
-            here = [turn for turn in page if not last or turn.sequence <= last]
-            found |= {turn.sequence: turn.id for turn in here if not turn.skips and _matches(turn, selector)}
-            if len(here) < len(page):
-                break
-        return found
+    async def _by_content(self, name: MemoryName, selector: Selector, until: int) -> Runs:
+        given = {field: selector[field] for field in _MATCHED if selector.get(field)}
+        wanted = json.dumps({"metadata": {}, "role": "", "speaker": "", **given})
+        found: list[Run] = []
+        cursor, ended = 0, until < 1
+        while not ended:
+            reply = await self._server.run("select_turns", memory_keys(name, "")[:2], cursor, until, _PAGE, wanted)
+            if reply[0] == b"MISSING":
+                raise missing(name)
+            cursor, ended = int(reply[1]), bool(reply[2])
+            found += zip(reply[3::2], reply[4::2], strict=True)
+        return joined(found)
 
 
 _MATCHED = ("metadata", "role", "speaker")
-
-
-def _matches(turn: Turn, selector: Selector) -> bool:
-    metadata = selector.get("metadata") or {}
-    return (
-        all(turn.metadata.get(key) == value for key, value in metadata.items())
-        and selector.get("role", "") in ("", turn.role)
-        and selector.get("speaker", "") in ("", turn.speaker)
-    )

@@ -105,8 +105,10 @@ class Server:
             return await self._client.execute_command(*args)
 
     def nodes(self) -> list[Node]:
-        """The primaries; None stands for the one server where there is no cluster."""
-        return list(self._client.get_primaries()) if isinstance(self._client, RedisCluster) else [None]
+        """The primaries, by name; None stands for the one server where there is no cluster."""
+        if not isinstance(self._client, RedisCluster):
+            return [None]
+        return sorted(self._client.get_primaries(), key=lambda node: str(node.name))
 
     def node_of(self, key: str) -> Node:
         """The primary that holds a key."""

@@ -15,7 +15,7 @@ from memfold.store.history import nearest, read_history
 from memfold.store.keys import memory_keys
 from memfold.store.log import Log
 from memfold.store.memories import memory_of
-from memfold.store.values import START, Kept, Place, State
+from memfold.store.values import START, ZERO_ANCHOR, Anchor, Kept, Place, State
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +42,26 @@ class States(Log):
             await self._refold(memory, int(fence))
             raise _damaged(memory.name, memory.folded_revision, error) from error
         return memory, State(memory.folded_revision, memory.fingerprint, found.shape, found.data)
+
+    async def read_open_block(self, name: MemoryName) -> tuple[Memory, Anchor | None]:
+        """A memory and where its open block starts, as one consistent pair: for a fold beside the writer's.
+
+        No anchor where the log is torn. Where the anchor is damaged, the log's beginning; the writer mends it.
+
+        Raises:
+            MemoryNotFoundError: there is no such memory.
+        """
+        _, described, told, digest, *blob = await self._on_memory("read_anchor", name)
+        memory = memory_of(name, described)
+        if not told:
+            return memory, None
+        place = Place.parse(told.decode())
+        try:
+            found = open_anchor(blob[0] if blob else None, memory.fingerprint, place, bytes.fromhex(digest.decode()))
+        except StateDamagedError as error:
+            note_damage(f"the anchor of {name} at {place}", error)
+            return memory, ZERO_ANCHOR
+        return memory, ZERO_ANCHOR if found is None else Anchor(found.sequence, found.offset, found.data)
 
     async def read_state_at(self, name: MemoryName, revision: Revision) -> tuple[Memory, State | None]:
         """A memory and the state that is kept at a revision; None at the very start.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Self
 
+from memfold.store.auditing import Auditing
 from memfold.store.backlog import BacklogCounts
 from memfold.store.durability import Durability
 from memfold.store.expiry import Expiry
+from memfold.store.forgetting import Forgetting
+from memfold.store.going_back import GoingBack
 from memfold.store.rebuilding import Rebuilding
 from memfold.store.reconciling import Reconciling
 from memfold.store.server import Server
 from memfold.store.verifying import Verifying
 
 
-class Store(BacklogCounts, Expiry, Rebuilding, Reconciling, Verifying):
+class Store(Auditing, BacklogCounts, Expiry, Forgetting, GoingBack, Rebuilding, Reconciling, Verifying):
     """Logs, states and models in Redis. Belongs to the event loop that opened it.
 
     Every method may raise StoreUnavailableError: the store did not answer, a write may or may not have happened, and

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from memfold.api.values import MemoryName, Revision
 from memfold.store.digests import EMPTY_LOG
+from memfold.store.ranges import Runs, numbers
 
 Shape = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class AppendedTurn:
+class AppendedTurn(NamedTuple):
     """Where a turn went. ``duplicate``: it was in the log already."""
 
     id: str
@@ -26,15 +28,24 @@ class AppendResult:
 
     Attributes:
         revision: of the log after the last of these turns.
-        turns: one for each turn given, in order.
+        ids: of the turns given, in order.
+        sequences: where each of them went.
+        duplicates: whether each of them was in the log already.
         behind: the memory was not marked as behind before, so that the writer is due a hint.
         fingerprint: of the model that folds the memory.
     """
 
     revision: Revision
-    turns: tuple[AppendedTurn, ...]
+    ids: Sequence[str]
+    sequences: Sequence[int]
+    duplicates: Sequence[bool]
     behind: bool
     fingerprint: str
+
+    @property
+    def turns(self) -> tuple[AppendedTurn, ...]:
+        """One for each turn given, in order."""
+        return tuple(map(AppendedTurn, self.ids, self.sequences, self.duplicates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +157,23 @@ class Removed:
     Attributes:
         revision: of the log afterwards, in its new incarnation.
         restored_to: number of the revision that readers have got since.
-        sequences: of the turns that were removed, ascending; ``ids`` are theirs.
+        count: how many turns were removed.
+        runs: their numbers, the first ``LISTED`` runs of them.
+        ids: of the first ``LISTED`` of them.
         dropped: numbers of the revisions that are kept no longer, ascending.
     """
 
     revision: Revision
     restored_to: int
-    sequences: tuple[int, ...] = ()
+    count: int = 0
+    runs: Runs = ()
     ids: tuple[str, ...] = ()
     dropped: tuple[int, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """The numbers that the ids stand for, ascending."""
+        return tuple(itertools.islice(numbers(self.runs), len(self.ids)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from memfold.store.server import Server
 
 _PAGE = 1000
 _PAGE_BYTES = 4_000_000
-_LOOK_S = 1.0
+_LOOK_S = 0.25
 
 REFOLD = "refold"
 """The stage at which somebody with the model folds the log again, and tells ``finish_verify``."""

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from memfold.api.errors import DeadlineError, RevisionAheadError, RevisionForeignError
 from memfold.api.values import Memory, MemoryName, Revision
 from memfold.store import keys
-from memfold.store.forgetting import Forgetting
+from memfold.store.removing import Removing
 from memfold.store.server import Server
 
 _LOG = logging.getLogger(__name__)
@@ -26,8 +26,10 @@ _LOOK_S = 0.5
 _MEND_S = 0.5
 """How soon a broken subscription is made anew."""
 
+_CANCEL_AGAIN_S = 0.2
 
-class Waiting(Forgetting):
+
+class Waiting(Removing):
     """Waiting for revisions."""
 
     def __init__(self, server: Server) -> None:
@@ -48,7 +50,7 @@ class Waiting(Forgetting):
         memory = await self.get_memory(name)
         if _reached(memory, revision):
             return memory.folded_revision
-        async with self._ear.listen(name) as moved:
+        async with self._ear.listen(keys.moved_channel(name.partition), keys.member(name)) as moved:
             while True:
                 moved.clear()
                 memory = await self.get_memory(name)
@@ -78,7 +80,7 @@ def _reached(memory: Memory, revision: Revision) -> bool:
 
 
 class _Ear:
-    """One connection that hears of commits for all waiters of this process."""
+    """One connection that hears for all waiters of this process."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -87,20 +89,21 @@ class _Ear:
         self._client: Redis | None = None
         self._pubsub: Any = None
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     @contextlib.asynccontextmanager
-    async def listen(self, name: MemoryName) -> AsyncIterator[asyncio.Event]:
-        """An event that is set whenever something has been committed to this memory, or it has been deleted."""
-        member, channel, event = keys.member(name), keys.moved_channel(name.partition), asyncio.Event()
-        self._events[member].add(event)
+    async def listen(self, channel: str, message: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever a message is told on a channel; no two channels have one in common."""
+        event = asyncio.Event()
+        self._events[message].add(event)
         self._subscribers[channel] += 1
         try:
             await self._subscribe(channel)
             yield event
         finally:
-            self._events[member].discard(event)
-            if not self._events[member]:
-                del self._events[member]
+            self._events[message].discard(event)
+            if not self._events[message]:
+                del self._events[message]
             self._subscribers[channel] -= 1
             if not self._subscribers[channel]:
                 del self._subscribers[channel]
@@ -108,9 +111,11 @@ class _Ear:
 
     async def close(self) -> None:
         """Stop hearing."""
-        if self._task is not None:
+        self._closed = True
+        # A cancellation that meets the end of a timeout inside the client library is lost there.
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_S)
         if self._client is not None:
             await self._pubsub.aclose()
             await self._client.aclose()
@@ -126,16 +131,18 @@ class _Ear:
             self._task = asyncio.create_task(self._hear())
 
     async def _unsubscribe(self, channel: str) -> None:
+        if self._closed:
+            return
         with contextlib.suppress(RedisError, OSError):
             await self._pubsub.unsubscribe(channel)
 
     async def _hear(self) -> None:
-        while self._subscribers:
+        while self._subscribers and not self._closed:
             try:
                 await self._mend()
                 message = await self._pubsub.get_message(timeout=_MEND_S)
             except (RedisError, OSError) as error:
-                _LOG.info("redis: not hearing of commits: %s", type(error).__name__)
+                _LOG.info("redis: not hearing: %s", type(error).__name__)
                 await asyncio.sleep(_MEND_S)
                 continue
             if message is not None:

@@ -244,3 +244,26 @@ async def everything_may_run_twice(store, redis):
     await check(store, redis, 2, 3, 5, name=COPY)
     async with twice(store):
         await store.delete_memory(COPY)
+
+
+@scenario
+async def a_model_that_cannot_fold_a_turn_does_not_keep_others_waiting(store, redis):
+    await append(store, 1, 2)
+    await fold(store)
+    operation = await store.request_operation(NAME, OperationKind.REBUILD, {"fingerprint": B})
+    await store.advance(NAME, operation.id, until=0)
+    await store.quarantine(await take(store, B), sequence=2, reason="RuntimeError")
+    operation = await store.advance(NAME, operation.id, until=asyncio.get_running_loop().time() + 1)
+    assert (operation.done, operation.error) == (True, "TURN_QUARANTINED")
+    assert (await store.get_memory(NAME)).building == ""
+    await check(store, redis, 1, 2)
+
+
+@scenario
+async def of_many_one_looks_at_everything(store, redis):
+    await append(store, 1)
+    assert await store.audit(holder="one", lease_s=60, limit=1) is not None
+    assert await store.audit(holder="two", lease_s=60, limit=1) is None
+    assert await store.audit(holder="one", lease_s=0.001, limit=1) is not None
+    await asyncio.sleep(0.01)
+    assert await store.audit(holder="two", lease_s=60, limit=1) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from memfold_faults.chain import NAMES, SHAPE, ChainModel, fingerprint, state_of
 from redis import Redis
@@ -15,7 +15,7 @@ from memfold.api.errors import (
     MemoryNotFoundError,
 )
 from memfold.api.values import MemoryName, OperationKind, Role, Turn
-from memfold.store import Anchor, Claim, Store
+from memfold.store import Anchor, Claim, Store, removals, removing
 from memfold.store import keys as store_keys
 from memfold.store.digests import chain, state_digest
 from memfold.store.keys import memory_keys
@@ -158,6 +158,17 @@ async def twice(store: Store) -> AsyncIterator[None]:
     finally:
         for name in names:
             delattr(server, name)
+
+
+@contextlib.contextmanager
+def few_at_once(page: int = 2) -> Iterator[None]:
+    """Three turns are many, and so many entries a page."""
+    before = removals.MANY, removing._PAGE_ENTRIES
+    removals.MANY, removing._PAGE_ENTRIES = 2, page
+    try:
+        yield
+    finally:
+        removals.MANY, removing._PAGE_ENTRIES = before
 
 
 async def raises(kind: type[MemfoldError], call: Awaitable[object]) -> None:

@@ -262,6 +262,32 @@ class ListTurnsResponse(_message.Message):
     revision: str
     def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
+class SearchTurnsRequest(_message.Message):
+    __slots__ = ("memory", "query", "limit")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    query: str
+    limit: int
+    def __init__(self, memory: _Optional[str] = ..., query: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class SearchTurnsResponse(_message.Message):
+    __slots__ = ("turns", "revision")
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    turns: _containers.RepeatedCompositeFieldContainer[FoundTurn]
+    revision: str
+    def __init__(self, turns: _Optional[_Iterable[_Union[FoundTurn, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
+
+class FoundTurn(_message.Message):
+    __slots__ = ("turn", "score")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    turn: Turn
+    score: float
+    def __init__(self, turn: _Optional[_Union[Turn, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+
 class WaitForRevisionRequest(_message.Message):
     __slots__ = ("memory", "revision")
     MEMORY_FIELD_NUMBER: _ClassVar[int]

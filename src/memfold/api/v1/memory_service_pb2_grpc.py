@@ -78,6 +78,11 @@ class MemoryServiceStub:
                 request_serializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsRequest.SerializeToString,
                 response_deserializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsResponse.FromString,
                 _registered_method=True)
+        self.SearchTurns = channel.unary_unary(
+                '/memfold.api.v1.MemoryService/SearchTurns',
+                request_serializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsRequest.SerializeToString,
+                response_deserializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsResponse.FromString,
+                _registered_method=True)
         self.WaitForRevision = channel.unary_unary(
                 '/memfold.api.v1.MemoryService/WaitForRevision',
                 request_serializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.WaitForRevisionRequest.SerializeToString,
@@ -155,6 +160,13 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchTurns(self, request, context):
+        """Finds turns of a memory by their words, the best first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitForRevision(self, request, context):
         """Answers when the state has reached a revision, or when the deadline passes.
         """
@@ -211,6 +223,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ListTurns,
                     request_deserializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsRequest.FromString,
                     response_serializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsResponse.SerializeToString,
+            ),
+            'SearchTurns': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchTurns,
+                    request_deserializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsRequest.FromString,
+                    response_serializer=memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsResponse.SerializeToString,
             ),
             'WaitForRevision': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitForRevision,
@@ -443,6 +460,33 @@ class MemoryService:
             '/memfold.api.v1.MemoryService/ListTurns',
             memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsRequest.SerializeToString,
             memfold_dot_api_dot_v1_dot_memory__service__pb2.ListTurnsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchTurns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memfold.api.v1.MemoryService/SearchTurns',
+            memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsRequest.SerializeToString,
+            memfold_dot_api_dot_v1_dot_memory__service__pb2.SearchTurnsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from memfold.api.v1 import errors_pb2 as memfold_dot_api_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&memfold/api/v1/operation_service.proto\x12\x0ememfold.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmemfold/api/v1/errors.proto\"\x9c\x04\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.memfold.api.v1.OperationKind\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08progress\x18\x06 \x01(\x0b\x32!.memfold.api.v1.OperationProgress\x12-\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1e.memfold.api.v1.OperationError\x12+\n\x04\x66ork\x18\x08 \x01(\x0b\x32\x1b.memfold.api.v1.ForkReceiptH\x00\x12\x33\n\x08rollback\x18\t \x01(\x0b\x32\x1f.memfold.api.v1.RollbackReceiptH\x00\x12/\n\x06\x66orget\x18\n \x01(\x0b\x32\x1d.memfold.api.v1.ForgetReceiptH\x00\x12\x31\n\x07rebuild\x18\x0b \x01(\x0b\x32\x1e.memfold.api.v1.RebuildReceiptH\x00\x12/\n\x06verify\x18\x0c \x01(\x0b\x32\x1d.memfold.api.v1.VerifyReceiptH\x00\x42\t\n\x07receipt\"D\n\x11OperationProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"N\n\x0eOperationError\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.memfold.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\\\n\x0b\x46orkReceipt\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x17\n\x0fsource_revision\x18\x03 \x01(\t\x12\x12\n\nturn_count\x18\x04 \x01(\x03\"U\n\x0fRollbackReceipt\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x19\n\x11restored_revision\x18\x02 \x01(\t\x12\x15\n\rremoved_turns\x18\x03 \x01(\x03\"\xec\x01\n\rForgetReceipt\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x19\n\x11restored_revision\x18\x02 \x01(\t\x12\x11\n\tsequences\x18\x03 \x03(\x03\x12\x10\n\x08turn_ids\x18\x04 \x03(\t\x12\x19\n\x11\x64ropped_revisions\x18\x05 \x03(\x03\x12*\n\x05\x66orks\x18\x06 \x03(\x0b\x32\x1b.memfold.api.v1.ForkHolding\x12\x15\n\rlog_rewritten\x18\x07 \x01(\x08\x12\x17\n\x0f\x66iles_rewritten\x18\x08 \x01(\x08\x12\x12\n\nfiles_note\x18\t \x01(\t\"J\n\x0b\x46orkHolding\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x12\n\nheld_turns\x18\x02 \x01(\x03\x12\x17\n\x0f\x66orgotten_turns\x18\x03 \x01(\x03\"U\n\x0eRebuildReceipt\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x1c\n\x14replaced_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xc4\x01\n\rVerifyReceipt\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nturn_count\x18\x04 \x01(\x03\x12\x13\n\x0blog_matches\x18\x05 \x01(\x08\x12\x15\n\rstate_matches\x18\x06 \x01(\x08\x12\x16\n\x0erelative_error\x18\x07 \x01(\x01\x12\x12\n\nlog_digest\x18\x08 \x01(\x0c\x12\x14\n\x0cstate_digest\x18\t \x01(\x0c\"\xa5\x01\n\x13GetOperationRequest\x12\x8d\x01\n\x04name\x18\x01 \x01(\tB\x7f\xbaH|rz2x^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}/operations/[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$\"D\n\x14GetOperationResponse\x12,\n\toperation\x18\x01 \x01(\x0b\x32\x19.memfold.api.v1.Operation\"\xb6\x01\n\x15ListOperationsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"`\n\x16ListOperationsResponse\x12-\n\noperations\x18\x01 \x03(\x0b\x32\x19.memfold.api.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x14WaitOperationRequest\x12\x8d\x01\n\x04name\x18\x01 \x01(\tB\x7f\xbaH|rz2x^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}/operations/[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$\"E\n\x15WaitOperationResponse\x12,\n\toperation\x18\x01 \x01(\x0b\x32\x19.memfold.api.v1.Operation*\xb7\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13OPERATION_KIND_FORK\x10\x01\x12\x1b\n\x17OPERATION_KIND_ROLLBACK\x10\x02\x12\x19\n\x15OPERATION_KIND_FORGET\x10\x03\x12\x1a\n\x16OPERATION_KIND_REBUILD\x10\x04\x12\x19\n\x15OPERATION_KIND_VERIFY\x10\x05\x32\xac\x02\n\x10OperationService\x12Y\n\x0cGetOperation\x12#.memfold.api.v1.GetOperationRequest\x1a$.memfold.api.v1.GetOperationResponse\x12_\n\x0eListOperations\x12%.memfold.api.v1.ListOperationsRequest\x1a&.memfold.api.v1.ListOperationsResponse\x12\\\n\rWaitOperation\x12$.memfold.api.v1.WaitOperationRequest\x1a%.memfold.api.v1.WaitOperationResponseB\x05\x92\x03\x02\x08\x02\x62\x08\x65\x64itionsp\xe9\x07z\x1b\x62uf/validate/validate.proto')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&memfold/api/v1/operation_service.proto\x12\x0ememfold.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmemfold/api/v1/errors.proto\"\x9c\x04\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.memfold.api.v1.OperationKind\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08progress\x18\x06 \x01(\x0b\x32!.memfold.api.v1.OperationProgress\x12-\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1e.memfold.api.v1.OperationError\x12+\n\x04\x66ork\x18\x08 \x01(\x0b\x32\x1b.memfold.api.v1.ForkReceiptH\x00\x12\x33\n\x08rollback\x18\t \x01(\x0b\x32\x1f.memfold.api.v1.RollbackReceiptH\x00\x12/\n\x06\x66orget\x18\n \x01(\x0b\x32\x1d.memfold.api.v1.ForgetReceiptH\x00\x12\x31\n\x07rebuild\x18\x0b \x01(\x0b\x32\x1e.memfold.api.v1.RebuildReceiptH\x00\x12/\n\x06verify\x18\x0c \x01(\x0b\x32\x1d.memfold.api.v1.VerifyReceiptH\x00\x42\t\n\x07receipt\"D\n\x11OperationProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"N\n\x0eOperationError\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.memfold.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\\\n\x0b\x46orkReceipt\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x17\n\x0fsource_revision\x18\x03 \x01(\t\x12\x12\n\nturn_count\x18\x04 \x01(\x03\"\x99\x01\n\x0fRollbackReceipt\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x19\n\x11restored_revision\x18\x02 \x01(\t\x12\x15\n\rremoved_turns\x18\x03 \x01(\x03\x12\x15\n\rlog_rewritten\x18\x04 \x01(\x08\x12\x17\n\x0f\x66iles_rewritten\x18\x05 \x01(\x08\x12\x12\n\nfiles_note\x18\x06 \x01(\t\"\xb1\x02\n\rForgetReceipt\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x19\n\x11restored_revision\x18\x02 \x01(\t\x12\x11\n\tsequences\x18\x03 \x03(\x03\x12\x10\n\x08turn_ids\x18\x04 \x03(\t\x12\x19\n\x11\x64ropped_revisions\x18\x05 \x03(\x03\x12*\n\x05\x66orks\x18\x06 \x03(\x0b\x32\x1b.memfold.api.v1.ForkHolding\x12\x15\n\rlog_rewritten\x18\x07 \x01(\x08\x12\x17\n\x0f\x66iles_rewritten\x18\x08 \x01(\x08\x12\x12\n\nfiles_note\x18\t \x01(\t\x12\x15\n\rremoved_turns\x18\n \x01(\x03\x12,\n\x06ranges\x18\x0b \x03(\x0b\x32\x1c.memfold.api.v1.RemovedRange\"+\n\x0cRemovedRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04last\x18\x02 \x01(\x03\"J\n\x0b\x46orkHolding\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\x12\n\nheld_turns\x18\x02 \x01(\x03\x12\x17\n\x0f\x66orgotten_turns\x18\x03 \x01(\x03\"U\n\x0eRebuildReceipt\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x1c\n\x14replaced_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xc4\x01\n\rVerifyReceipt\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nturn_count\x18\x04 \x01(\x03\x12\x13\n\x0blog_matches\x18\x05 \x01(\x08\x12\x15\n\rstate_matches\x18\x06 \x01(\x08\x12\x16\n\x0erelative_error\x18\x07 \x01(\x01\x12\x12\n\nlog_digest\x18\x08 \x01(\x0c\x12\x14\n\x0cstate_digest\x18\t \x01(\x0c\"\xa5\x01\n\x13GetOperationRequest\x12\x8d\x01\n\x04name\x18\x01 \x01(\tB\x7f\xbaH|rz2x^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}/operations/[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$\"D\n\x14GetOperationResponse\x12,\n\toperation\x18\x01 \x01(\x0b\x32\x19.memfold.api.v1.Operation\"\xb6\x01\n\x15ListOperationsRequest\x12\x63\n\x06memory\x18\x01 \x01(\tBS\xbaHPrN2L^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"`\n\x16ListOperationsResponse\x12-\n\noperations\x18\x01 \x03(\x0b\x32\x19.memfold.api.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x14WaitOperationRequest\x12\x8d\x01\n\x04name\x18\x01 \x01(\tB\x7f\xbaH|rz2x^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}/operations/[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$\"E\n\x15WaitOperationResponse\x12,\n\toperation\x18\x01 \x01(\x0b\x32\x19.memfold.api.v1.Operation*\xb7\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13OPERATION_KIND_FORK\x10\x01\x12\x1b\n\x17OPERATION_KIND_ROLLBACK\x10\x02\x12\x19\n\x15OPERATION_KIND_FORGET\x10\x03\x12\x1a\n\x16OPERATION_KIND_REBUILD\x10\x04\x12\x19\n\x15OPERATION_KIND_VERIFY\x10\x05\x32\xac\x02\n\x10OperationService\x12Y\n\x0cGetOperation\x12#.memfold.api.v1.GetOperationRequest\x1a$.memfold.api.v1.GetOperationResponse\x12_\n\x0eListOperations\x12%.memfold.api.v1.ListOperationsRequest\x1a&.memfold.api.v1.ListOperationsResponse\x12\\\n\rWaitOperation\x12$.memfold.api.v1.WaitOperationRequest\x1a%.memfold.api.v1.WaitOperationResponseB\x05\x92\x03\x02\x08\x02\x62\x08\x65\x64itionsp\xe9\x07z\x1b\x62uf/validate/validate.proto')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,8 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTOPERATIONSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_WAITOPERATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WAITOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H|rz2x^tenants/[a-z0-9][a-z0-9-]{0,62}/memories/[A-Za-z0-9][A-Za-z0-9._~-]{0,127}/operations/[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$'
-  _globals['_OPERATIONKIND']._serialized_start=2357
-  _globals['_OPERATIONKIND']._serialized_end=2540
+  _globals['_OPERATIONKIND']._serialized_start=2540
+  _globals['_OPERATIONKIND']._serialized_end=2723
   _globals['_OPERATION']._serialized_start=121
   _globals['_OPERATION']._serialized_end=661
   _globals['_OPERATIONPROGRESS']._serialized_start=663
@@ -54,28 +54,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONERROR']._serialized_end=811
   _globals['_FORKRECEIPT']._serialized_start=813
   _globals['_FORKRECEIPT']._serialized_end=905
-  _globals['_ROLLBACKRECEIPT']._serialized_start=907
-  _globals['_ROLLBACKRECEIPT']._serialized_end=992
-  _globals['_FORGETRECEIPT']._serialized_start=995
-  _globals['_FORGETRECEIPT']._serialized_end=1231
-  _globals['_FORKHOLDING']._serialized_start=1233
-  _globals['_FORKHOLDING']._serialized_end=1307
-  _globals['_REBUILDRECEIPT']._serialized_start=1309
-  _globals['_REBUILDRECEIPT']._serialized_end=1394
-  _globals['_VERIFYRECEIPT']._serialized_start=1397
-  _globals['_VERIFYRECEIPT']._serialized_end=1593
-  _globals['_GETOPERATIONREQUEST']._serialized_start=1596
-  _globals['_GETOPERATIONREQUEST']._serialized_end=1761
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=1763
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=1831
-  _globals['_LISTOPERATIONSREQUEST']._serialized_start=1834
-  _globals['_LISTOPERATIONSREQUEST']._serialized_end=2016
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=2018
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=2114
-  _globals['_WAITOPERATIONREQUEST']._serialized_start=2117
-  _globals['_WAITOPERATIONREQUEST']._serialized_end=2283
-  _globals['_WAITOPERATIONRESPONSE']._serialized_start=2285
-  _globals['_WAITOPERATIONRESPONSE']._serialized_end=2354
-  _globals['_OPERATIONSERVICE']._serialized_start=2543
-  _globals['_OPERATIONSERVICE']._serialized_end=2843
+  _globals['_ROLLBACKRECEIPT']._serialized_start=908
+  _globals['_ROLLBACKRECEIPT']._serialized_end=1061
+  _globals['_FORGETRECEIPT']._serialized_start=1064
+  _globals['_FORGETRECEIPT']._serialized_end=1369
+  _globals['_REMOVEDRANGE']._serialized_start=1371
+  _globals['_REMOVEDRANGE']._serialized_end=1414
+  _globals['_FORKHOLDING']._serialized_start=1416
+  _globals['_FORKHOLDING']._serialized_end=1490
+  _globals['_REBUILDRECEIPT']._serialized_start=1492
+  _globals['_REBUILDRECEIPT']._serialized_end=1577
+  _globals['_VERIFYRECEIPT']._serialized_start=1580
+  _globals['_VERIFYRECEIPT']._serialized_end=1776
+  _globals['_GETOPERATIONREQUEST']._serialized_start=1779
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1944
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1946
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=2014
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=2017
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=2199
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=2201
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=2297
+  _globals['_WAITOPERATIONREQUEST']._serialized_start=2300
+  _globals['_WAITOPERATIONREQUEST']._serialized_end=2466
+  _globals['_WAITOPERATIONRESPONSE']._serialized_start=2468
+  _globals['_WAITOPERATIONRESPONSE']._serialized_end=2537
+  _globals['_OPERATIONSERVICE']._serialized_start=2726
+  _globals['_OPERATIONSERVICE']._serialized_end=3026
 # @@protoc_insertion_point(module_scope)

@@ -85,17 +85,23 @@ class ForkReceipt(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., revision: _Optional[str] = ..., source_revision: _Optional[str] = ..., turn_count: _Optional[int] = ...) -> None: ...
 
 class RollbackReceipt(_message.Message):
-    __slots__ = ("revision", "restored_revision", "removed_turns")
+    __slots__ = ("revision", "restored_revision", "removed_turns", "log_rewritten", "files_rewritten", "files_note")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_REVISION_FIELD_NUMBER: _ClassVar[int]
     REMOVED_TURNS_FIELD_NUMBER: _ClassVar[int]
+    LOG_REWRITTEN_FIELD_NUMBER: _ClassVar[int]
+    FILES_REWRITTEN_FIELD_NUMBER: _ClassVar[int]
+    FILES_NOTE_FIELD_NUMBER: _ClassVar[int]
     revision: str
     restored_revision: str
     removed_turns: int
-    def __init__(self, revision: _Optional[str] = ..., restored_revision: _Optional[str] = ..., removed_turns: _Optional[int] = ...) -> None: ...
+    log_rewritten: bool
+    files_rewritten: bool
+    files_note: str
+    def __init__(self, revision: _Optional[str] = ..., restored_revision: _Optional[str] = ..., removed_turns: _Optional[int] = ..., log_rewritten: _Optional[bool] = ..., files_rewritten: _Optional[bool] = ..., files_note: _Optional[str] = ...) -> None: ...
 
 class ForgetReceipt(_message.Message):
-    __slots__ = ("revision", "restored_revision", "sequences", "turn_ids", "dropped_revisions", "forks", "log_rewritten", "files_rewritten", "files_note")
+    __slots__ = ("revision", "restored_revision", "sequences", "turn_ids", "dropped_revisions", "forks", "log_rewritten", "files_rewritten", "files_note", "removed_turns", "ranges")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_REVISION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +111,8 @@ class ForgetReceipt(_message.Message):
     LOG_REWRITTEN_FIELD_NUMBER: _ClassVar[int]
     FILES_REWRITTEN_FIELD_NUMBER: _ClassVar[int]
     FILES_NOTE_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_TURNS_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     revision: str
     restored_revision: str
     sequences: _containers.RepeatedScalarFieldContainer[int]
@@ -114,7 +122,17 @@ class ForgetReceipt(_message.Message):
     log_rewritten: bool
     files_rewritten: bool
     files_note: str
-    def __init__(self, revision: _Optional[str] = ..., restored_revision: _Optional[str] = ..., sequences: _Optional[_Iterable[int]] = ..., turn_ids: _Optional[_Iterable[str]] = ..., dropped_revisions: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[ForkHolding, _Mapping]]] = ..., log_rewritten: _Optional[bool] = ..., files_rewritten: _Optional[bool] = ..., files_note: _Optional[str] = ...) -> None: ...
+    removed_turns: int
+    ranges: _containers.RepeatedCompositeFieldContainer[RemovedRange]
+    def __init__(self, revision: _Optional[str] = ..., restored_revision: _Optional[str] = ..., sequences: _Optional[_Iterable[int]] = ..., turn_ids: _Optional[_Iterable[str]] = ..., dropped_revisions: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[ForkHolding, _Mapping]]] = ..., log_rewritten: _Optional[bool] = ..., files_rewritten: _Optional[bool] = ..., files_note: _Optional[str] = ..., removed_turns: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[RemovedRange, _Mapping]]] = ...) -> None: ...
+
+class RemovedRange(_message.Message):
+    __slots__ = ("first", "last")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
 
 class ForkHolding(_message.Message):
     __slots__ = ("memory", "held_turns", "forgotten_turns")

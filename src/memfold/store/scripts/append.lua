@@ -1,8 +1,9 @@
 -- Appends turns, all or none, and marks the memory as behind. Takes the first keys of the memory only, and of a second
 -- line as many: see memfold.store.keys.hot_keys.
--- ARGV: fingerprint, building, expected revision or '', backlog limit or 0, incarnation to create or '', member,
--- then for each turn its id, its bytes, the bytes of its content as a number, and its nonce.
-local FIRST, STEP, MANY, SECOND = 7, 4, 1000, 3
+-- ARGV: fingerprint, building, expected revision or '', backlog limit or 0, incarnation to create or '', member, then of
+-- the turns: ids, what was said and nonces, in MessagePack; bytes of each content, in four bytes; their sum; '' where an id
+-- comes twice.
+local MANY, SECOND, FEW = 1000, 3, 32
 
 local meta, refused = identify()
 local creating = refused and refused[1] == 'MISSING' and ARGV[5] ~= ''
@@ -12,46 +13,50 @@ elseif refused then
   return refused
 end
 
+local ids, turns, nonces = cmsgpack.unpack(ARGV[7]), cmsgpack.unpack(ARGV[8]), cmsgpack.unpack(ARGV[9])
+local many = #ids
+
 -- Which of them are here already? The same id with the same bytes is the same turn; with others it is an error.
 local known = {}
-for from = FIRST, creating and 0 or #ARGV, STEP * MANY do
-  local ids = {}
-  for at = from, math.min(#ARGV, from + STEP * MANY - 1), STEP do
-    ids[#ids + 1] = ARGV[at]
-  end
-  for offset, sequence in ipairs(redis.call('HMGET', KEYS[IDS], unpack(ids))) do
-    known[from + (offset - 1) * STEP] = sequence
+for from = 1, creating and 0 or many, MANY do
+  local found = redis.call('HMGET', KEYS[IDS], unpack(ids, from, math.min(many, from + MANY - 1)))
+  for offset, sequence in ipairs(found) do
+    if sequence then
+      known[from + offset - 1] = sequence
+    end
   end
 end
-local placed, fresh, given, reached = {}, {}, {}, 0
-for at = FIRST, #ARGV, STEP do
-  local id, bytes = ARGV[at], ARGV[at + 1]
-  local sequence, duplicate
-  if known[at] then
-    sequence, duplicate = tonumber(known[at]), 1
-    local entry = redis.call('XRANGE', KEYS[LOG], known[at] .. '-0', known[at] .. '-0')[1]
-    if not entry or entry[2][2] ~= bytes then
-      return {'CONFLICT', id, known[at]}
+local new, reached, content, fresh, told = many, meta.last + many, tonumber(ARGV[11]), nil, {}
+if next(known) or ARGV[12] == '' then
+  local numbers, given = {}, {}
+  new, reached, content, fresh = 0, 0, 0, {}
+  for at, id in ipairs(ids) do
+    if known[at] then
+      numbers[at] = tonumber(known[at])
+      local entry = redis.call('XRANGE', KEYS[LOG], known[at] .. '-0', known[at] .. '-0')[1]
+      if not entry or entry[2][2] ~= turns[at] then
+        return {'CONFLICT', id, known[at]}
+      end
+    elseif given[id] then
+      numbers[at] = numbers[given[id]]
+      if turns[given[id]] ~= turns[at] then
+        return {'CONFLICT', id, int(numbers[at])}
+      end
+    else
+      new = new + 1
+      fresh[new], given[id], numbers[at] = at, at, meta.last + new
+      content = content + struct.unpack('>I4', ARGV[10], 4 * at - 3)
     end
-  elseif given[id] then
-    sequence, duplicate = given[id].sequence, 1
-    if given[id].bytes ~= bytes then
-      return {'CONFLICT', id, int(sequence)}
-    end
-  else
-    sequence, duplicate = meta.last + #fresh + 1, 0
-    fresh[#fresh + 1] = at
-    given[id] = {sequence = sequence, bytes = bytes}
+    reached = math.max(reached, numbers[at])
+    told[at] = int(numbers[at]) .. (given[id] == at and ' 0' or ' 1')
   end
-  placed[#placed + 1] = int(sequence) .. ' ' .. duplicate
-  reached = math.max(reached, sequence)
 end
--- One string: clients read a thousand small replies slowly.
-placed = table.concat(placed, ' ')
-if #fresh == 0 then
+-- One string, and none where all are new: clients read a thousand small replies slowly.
+told = table.concat(told, ' ')
+if new == 0 then
   -- Redis promises a confirmation only for what this connection wrote.
   redis.call('HSET', KEYS[META], 'head', int(meta.head))
-  return {'OK', meta.incarnation, int(reached), 0, 0, placed}
+  return {'OK', meta.incarnation, int(reached), 0, 0, told}
 end
 
 if not expected(meta, ARGV[3]) then
@@ -60,35 +65,39 @@ end
 local line = redis.call('HMGET', KEYS[LINE], 'applied', 'quarantined')
 local limit, lag = tonumber(ARGV[4]), meta.head - tonumber(line[1] or 0)
 -- A single call may go beyond the limit when nothing waits: else it could never be taken.
-if limit > 0 and lag > 0 and lag + #fresh > limit then
+if limit > 0 and lag > 0 and lag + new > limit then
   if meta.last > meta.entries then
-    -- Numbers that nobody bears any more do not wait.
-    lag = #redis.call('XRANGE', KEYS[LOG], '(' .. (line[1] or '0') .. '-0', '+', 'COUNT', limit)
+    -- Numbers that nobody bears any more do not wait. They are told apart where few turns wait; where many do, the fold
+    -- that is due passes over them.
+    local waiting = #redis.call('XRANGE', KEYS[LOG], '(' .. (line[1] or '0') .. '-0', '+', 'COUNT', FEW)
+    lag = waiting < FEW and waiting or math.min(lag, meta.entries)
   end
-  if lag > 0 and lag + #fresh > limit then
+  if lag > 0 and lag + new > limit then
     return {'BACKLOG', int(lag)}
   end
 end
 
-local now, content, ids = int(now_ms()), 0, {}
+local now = int(now_ms())
 if creating then
   redis.call('HSET', KEYS[META], 'incarnation', meta.incarnation, 'request_id', '', 'fingerprint', ARGV[1],
     'display_name', '', 'labels', '{}', 'create_ms', now)
 end
-for offset, at in ipairs(fresh) do
-  local sequence = int(meta.last + offset)
-  redis.call('XADD', KEYS[LOG], sequence .. '-0', 'turn', ARGV[at + 1], 'ms', now, 'nonce', ARGV[at + 3])
-  content = content + tonumber(ARGV[at + 2])
-  ids[#ids + 1] = ARGV[at]
-  ids[#ids + 1] = sequence
-  if #ids == MANY or offset == #fresh then
-    redis.call('HSET', KEYS[IDS], unpack(ids))
-    ids = {}
+-- Every turn takes this way: names are looked up before, and things counted by hand.
+local call, format, log = redis.call, string.format, KEYS[LOG]
+local noted, notes = {}, 0
+for offset = 1, new do
+  local at, sequence = fresh and fresh[offset] or offset, format('%d', meta.last + offset)
+  call('XADD', log, sequence .. '-0', 'turn', turns[at], 'ms', now, 'nonce', nonces[at])
+  noted[notes + 1], noted[notes + 2] = ids[at], sequence
+  notes = notes + 2
+  if notes == 2 * MANY or offset == new then
+    call('HSET', KEYS[IDS], unpack(noted, 1, notes))
+    notes = 0
   end
 end
-local head = int(meta.last + #fresh)
-redis.call('HSET', KEYS[META], 'head', head, 'last', head, 'entries', int(meta.entries + #fresh),
-  'count', int(meta.count + #fresh), 'bytes', int(meta.bytes + content), 'update_ms', now)
+local head = int(meta.last + new)
+redis.call('HSET', KEYS[META], 'head', head, 'last', head, 'entries', int(meta.entries + new),
+  'count', int(meta.count + new), 'bytes', int(meta.bytes + content), 'update_ms', now)
 
 -- NX: the entry of a memory that is being folded holds the end of the lease, and must go on holding it.
 local function mark(second)
@@ -100,4 +109,4 @@ local marked_building = 0
 if ARGV[2] ~= '' and redis.call('HEXISTS', KEYS[LINE + SECOND], 'quarantined') == 0 then
   marked_building = mark(SECOND)
 end
-return {'OK', meta.incarnation, int(reached), marked, marked_building, placed}
+return {'OK', meta.incarnation, int(reached), marked, marked_building, told}

@@ -1,5 +1,6 @@
 -- needs restoring
 -- Queues a memory that is behind its log although no queue holds it. ARGV: fingerprint, building.
+-- Returns how many lines of it that were, and its incarnation.
 local meta, refused = identify()
 if not meta then
   return refused
@@ -12,4 +13,4 @@ for _, line in ipairs(lines()) do
     found = found + (redis.call('ZSCORE', KEYS[DIRTY + line], member) and 1 or 0)
   end
 end
-return {'OK', found}
+return {'OK', found, meta.incarnation}

@@ -20,6 +20,10 @@ if not meta or line[5] or applied >= meta.head then
   leave()
   return false
 end
+if held() then
+  redis.call('ZADD', KEYS[DIRTY], int(now_ms() + 500), ARGV[2])
+  return false
+end
 if redis.call('XLEN', KEYS[LOG]) ~= meta.entries then
   -- Whoever folds under an earlier claim may have read what is torn: the fence makes that lose.
   redis.call('HINCRBY', KEYS[LINE], 'fence', 1)

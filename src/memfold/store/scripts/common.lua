@@ -1,9 +1,9 @@
 -- Put before every script. Keys of a memory come in the order of memfold.store.keys.MemoryKeys.
 
 local META, LOG, IDS, LINE, DIRTY, BEHIND, STATE, HISTORY, REVISIONS = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local FRESH_LOG, RECEIPT, OPS, FORKS, OPERATIONS, EXPIRES = 10, 11, 12, 13, 14, 15
+local FRESH_LOG, FRESH_IDS, REWRITE, RECEIPTS, OPS, RECORDS, FORKS, OPERATIONS, EXPIRES = 10, 11, 12, 13, 14, 15, 16, 17, 18
 -- A line's keys are KEYS[LINE + line], KEYS[DIRTY + line] and so on.
-local SERVING, BUILDING = 0, 12
+local SERVING, BUILDING = 0, 15
 
 -- Lua writes large numbers as 1e+15; Redis must never see that.
 local function int(number)
@@ -50,10 +50,23 @@ end
 -- The memory as a client sees it: the fields of the meta hash, then how far its lines are.
 local function describe()
   local line = redis.call('HMGET', KEYS[LINE], 'applied', 'state_bytes', 'quarantined')
-  local built = ARGV[2] ~= '' and redis.call('HGET', KEYS[LINE + BUILDING], 'applied')
-  return {redis.call('HGETALL', KEYS[META]), line[1] or '0', line[2] or '0', line[3] or '0', built or '0'}
+  local second = ARGV[2] ~= '' and redis.call('HMGET', KEYS[LINE + BUILDING], 'applied', 'quarantined') or {}
+  return {redis.call('HGETALL', KEYS[META]), line[1] or '0', line[2] or '0', line[3] or '0', second[1] or '0', second[2] or '0'}
 end
 
 local function expected(meta, revision)
   return revision == '' or revision == meta.incarnation .. '.' .. int(meta.head)
+end
+
+-- When the last turn came in, be it still there or not; 0 if none ever did. The newest entry knows, unless it is none of a turn
+-- or turns behind it were taken out: then the memory does.
+local function last_append_ms()
+  local noted = tonumber(redis.call('HGET', KEYS[META], 'append_ms') or 0)
+  local newest = redis.call('XREVRANGE', KEYS[LOG], '+', '-', 'COUNT', 1)[1]
+  return math.max(noted, newest and newest[2][1] == 'turn' and tonumber(newest[2][4]) or 0)
+end
+
+-- Before the newest entry goes, or is followed by one of no turn.
+local function note_last_append()
+  redis.call('HSET', KEYS[META], 'append_ms', int(last_append_ms()))
 end

@@ -19,6 +19,7 @@ for _, operation in ipairs(redis.call('HKEYS', KEYS[OPS])) do
   redis.call('ZREM', KEYS[OPERATIONS], ARGV[5] .. '|' .. operation)
 end
 redis.call('ZREM', KEYS[EXPIRES], ARGV[5])
-redis.call('UNLINK', KEYS[META], KEYS[LOG], KEYS[IDS], KEYS[FRESH_LOG], KEYS[RECEIPT], KEYS[OPS], KEYS[FORKS])
+redis.call('UNLINK', KEYS[META], KEYS[LOG], KEYS[IDS], KEYS[FRESH_LOG], KEYS[FRESH_IDS], KEYS[REWRITE], KEYS[RECEIPTS],
+  KEYS[OPS], KEYS[RECORDS], KEYS[FORKS])
 redis.call('PUBLISH', ARGV[6], ARGV[5])
 return {'OK', meta.incarnation, int(meta.head)}

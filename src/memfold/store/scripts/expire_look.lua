@@ -17,9 +17,8 @@ local function ms_of(entry)
   return tonumber(entry[2][4])
 end
 if policy.ttl_s > 0 then
-  local newest = redis.call('XREVRANGE', KEYS[LOG], '+', '-', 'COUNT', 1)[1]
   -- A copy is as old as its making, whatever the turns are that it was made with.
-  local ends = math.max(tonumber(told[2]), newest and ms_of(newest) or 0) + policy.ttl_s * 1000
+  local ends = math.max(tonumber(told[2]), last_append_ms()) + policy.ttl_s * 1000
   if ends <= now then
     return {'EXPIRED', meta.incarnation, int(meta.head)}
   end

@@ -1,39 +1,35 @@
 -- needs restoring
+-- needs removing
 -- Takes turns out of the log, and every state back to before the first of them. Running it again with the same new
 -- incarnation answers like the first time, for as long as the receipt is kept.
--- ARGV: fingerprint, building, the present incarnation, the new one, member, channel, seconds to keep the receipt,
--- then the sequences, ascending.
-local FIRST, PAGE = 8, 100
+-- ARGV: fingerprint, building, the present incarnation, the new one, member, channel, seconds to keep the receipt, most entries
+-- at once, what write_aside left out as its receipt or '' where it has not run, then the runs of turns that go.
 local meta, refused = identify()
 if not meta then
   return refused
 end
-if meta.incarnation == ARGV[4] then
-  return answer_again(meta)
+local again = answered(meta, ARGV[4])
+if again then
+  return again
 end
 if meta.incarnation ~= ARGV[3] then
   return {'MISMATCH', meta.incarnation, int(meta.head)}
 end
 
-local skipped, entries, receipt = skips(), {}, {ids = {}, sequences = {}}
-for at = FIRST, #ARGV do
-  local entry = redis.call('XRANGE', KEYS[LOG], ARGV[at] .. '-0', ARGV[at] .. '-0')[1]
-  if entry and entry[2][1] == 'turn' then
-    entries[#entries + 1] = entry
-    local note = skipped[tonumber(ARGV[at])]
-    if note then
-      -- Nothing is left to pass over.
-      entries[#entries + 1] = redis.call('XRANGE', KEYS[LOG], int(note) .. '-0', int(note) .. '-0')[1]
-      skipped[tonumber(ARGV[at])] = nil
-    end
+local runs, most, receipt = {unpack(ARGV, 10)}, tonumber(ARGV[8])
+if ARGV[9] == '' then
+  receipt = take_out(meta, runs, false, most)
+  if not receipt then
+    return {'MANY'}
   end
-  if #entries >= PAGE or at == #ARGV then
-    remove(meta, entries, receipt)
-    entries = {}
+else
+  receipt = cjson.decode(ARGV[9])
+  local why = settle(meta, ARGV[4], runs, false, most, receipt)
+  if why then
+    return {why}
   end
 end
-if #receipt.sequences == 0 then
+if receipt.count == 0 then
   return {'NOTHING', describe()}
 end
-set_skips(skipped)
-return begin_anew(meta, ARGV[4], receipt.sequences[1] - 1, receipt, ARGV[5], ARGV[6], ARGV[7])
+return begin_anew(meta, ARGV[4], receipt.runs[1][1] - 1, receipt, ARGV[5], ARGV[6], ARGV[7])

@@ -1,7 +1,8 @@
 -- Enters an operation, with its first lease. Keys: memfold.store.keys.OperationKeys.
--- ARGV: id, entry, holder, lease in ms, record, how many are kept.
--- Stored as: fence, ms when it ended or 0, end of its lease, holder, ms of its birth, ms of its last change, record.
-local OPS, DUE = 2, 3
+-- ARGV: id, entry, holder, lease in ms, where it stands, record, how many are kept.
+-- Stored as: fence, ms when it ended or 0, end of its lease, holder, ms of its birth, ms of its last change, where it stands; and
+-- apart from that, because looking after it writes it again and again, the record.
+local OPS, RECORDS, DUE = 2, 3, 4
 if redis.call('HEXISTS', KEYS[META], 'incarnation') == 0 then
   return {'MISSING'}
 end
@@ -10,10 +11,10 @@ if known then
   -- Written again: Redis promises a confirmation only for what this connection wrote.
   redis.call('HSET', KEYS[OPS], ARGV[1], known)
   local holder = string.match(known, '^%d+ %d+ %d+ (%S+) ')
-  return {holder == ARGV[3] and 'OK' or 'KNOWN', known}
+  return {holder == ARGV[3] and 'OK' or 'KNOWN', known, redis.call('HGET', KEYS[RECORDS], ARGV[1])}
 end
 
-local excess = redis.call('HLEN', KEYS[OPS]) + 1 - tonumber(ARGV[6])
+local excess = redis.call('HLEN', KEYS[OPS]) + 1 - tonumber(ARGV[7])
 if excess > 0 then
   local all, ended = redis.call('HGETALL', KEYS[OPS]), {}
   for at = 1, #all, 2 do
@@ -28,6 +29,7 @@ if excess > 0 then
   table.sort(ended, function(one, other) return one.ms < other.ms or (one.ms == other.ms and one.id < other.id) end)
   for at = 1, excess do
     redis.call('HDEL', KEYS[OPS], ended[at].id)
+    redis.call('HDEL', KEYS[RECORDS], ended[at].id)
   end
 end
 
@@ -35,5 +37,6 @@ local now = now_ms()
 local lease = int(now + tonumber(ARGV[4]))
 local stored = table.concat({'1', '0', lease, ARGV[3], int(now), int(now), ARGV[5]}, ' ')
 redis.call('HSET', KEYS[OPS], ARGV[1], stored)
+redis.call('HSET', KEYS[RECORDS], ARGV[1], ARGV[6])
 redis.call('ZADD', KEYS[DUE], lease, ARGV[2])
-return {'OK', stored}
+return {'OK', stored, ARGV[6]}

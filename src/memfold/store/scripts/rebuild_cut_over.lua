@@ -12,6 +12,10 @@ end
 if ARGV[2] ~= ARGV[3] then
   return {'OTHER'}
 end
+local poison = redis.call('HMGET', KEYS[LINE + BUILDING], 'quarantined', 'reason')
+if poison[1] then
+  return {'QUARANTINED', poison[1], poison[2] or ''}
+end
 local served = tonumber(redis.call('HGET', KEYS[LINE], 'applied') or 0)
 local built = tonumber(redis.call('HGET', KEYS[LINE + BUILDING], 'applied') or 0)
 if built < served or built < math.min(tonumber(ARGV[4]), meta.head) then

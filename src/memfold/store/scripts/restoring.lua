@@ -100,6 +100,15 @@ local function resume(line, head, member)
   end
 end
 
+-- So long nothing is heard of whoever writes the log aside before somebody else may, and before folding goes on.
+local GIVEN_UP_MS = 30000
+
+-- Whether turns are about to be forgotten, so that nothing may be folded that holds them.
+local function held()
+  local known = redis.call('HMGET', KEYS[REWRITE], 'holds', 'ms')
+  return known[1] and tonumber(known[2]) > now_ms() - GIVEN_UP_MS
+end
+
 -- Turns that are passed over: sequence -> that of the entry which says so. Kept as '17:20,45:51'.
 local function skips()
   local found = {}
@@ -120,52 +129,4 @@ local function set_skips(found)
   else
     redis.call('HSET', KEYS[META], 'skips', table.concat(parts, ','))
   end
-end
-
--- Takes entries out of the log, turns with their ids, and notes what in the receipt.
-local function remove(meta, entries, receipt)
-  local ids, keys = {}, {}
-  for at, entry in ipairs(entries) do
-    keys[at] = entry[1]
-    if entry[2][1] == 'turn' then
-      local turn = cjson.decode(entry[2][2])
-      ids[#ids + 1] = turn.id
-      meta.bytes = meta.bytes - #turn.content
-      receipt.ids[#receipt.ids + 1] = turn.id
-      receipt.sequences[#receipt.sequences + 1] = tonumber(string.match(entry[1], '^%d+'))
-    end
-  end
-  if #ids > 0 then
-    redis.call('HDEL', KEYS[IDS], unpack(ids))
-    meta.count = meta.count - #ids
-  end
-  if #keys > 0 then
-    meta.entries = meta.entries - redis.call('XDEL', KEYS[LOG], unpack(keys))
-  end
-end
-
--- After a removal: a new incarnation, every line taken back to the newest kept revision up to `limit`, a receipt. The
--- text still lies in the nodes of the log until they are written anew.
-local function begin_anew(meta, incarnation, limit, receipt, member, channel, receipt_s)
-  redis.call('HSET', KEYS[META], 'incarnation', incarnation, 'head', int(meta.head), 'entries', int(meta.entries),
-    'count', int(meta.count), 'bytes', int(meta.bytes), 'update_ms', int(now_ms()), 'unscrubbed', '1')
-  redis.call('UNLINK', KEYS[FRESH_LOG])
-  for at, line in ipairs(lines()) do
-    local restored, dropped = restore(line, limit)
-    resume(line, meta.head, member)
-    if at == 1 then
-      receipt.restored_to, receipt.dropped = tonumber(redis.call('HGET', KEYS[LINE], 'applied')), dropped
-    end
-  end
-  receipt = cjson.encode(receipt)
-  redis.call('SET', KEYS[RECEIPT], receipt, 'EX', receipt_s)
-  redis.call('PUBLISH', channel, member)
-  return {'OK', int(meta.head), receipt}
-end
-
--- What an earlier run of the same removal answered.
-local function answer_again(meta)
-  -- Written again: Redis promises a confirmation only for what this connection wrote.
-  redis.call('HSET', KEYS[META], 'incarnation', meta.incarnation)
-  return {'OK', int(meta.head), redis.call('GET', KEYS[RECEIPT]) or '{}'}
 end

@@ -19,6 +19,7 @@ for _, line in ipairs(lines()) do
     return {'FOLDED'}
   end
 end
+note_last_append()
 local now, number = int(now_ms()), meta.last + 1
 redis.call('XADD', KEYS[LOG], int(number) .. '-0', 'skip', ARGV[3], 'ms', now, 'nonce', ARGV[4])
 skipped[sequence] = number

@@ -1,0 +1,1 @@
+"""How good a memory is: suites of questions, asked of a running platform on several arms, with a report."""
