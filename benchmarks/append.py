@@ -1,10 +1,10 @@
 """Appends through the gateway, against a bare gRPC server that does one script a call: turns a second.
 
-    python benchmarks/append.py [--rounds 7] [--seconds 1.5] [--concurrency 16]
+    python benchmarks/append.py [--rounds 25] [--seconds 0.4] [--concurrency 16]
 
-Each durability gets a Redis of its own, which both servers use; they are measured in turn, round after round, by the same
-client with the same requests (turns of 200 bytes of words, each call for another of 64 memories). ``fsync``: an append-only file that is synced before
-Redis answers. ``none``: no file. The bare server parses the same request, and its script does nothing but count and XADD.
+Each durability gets a Redis of its own, which both servers use; they are measured in turn, in many short rounds so that
+what else the machine does meets both alike, by the same client with the same requests (new turns of 200 bytes of words,
+each call for another of 64 memories). ``fsync``: an append-only file that is synced before Redis answers. ``none``: no file. The bare server parses the same request, and its script does nothing but count and XADD.
 Prints the medians and writes benchmarks/results/append.json and .md.
 """
 
@@ -147,7 +147,7 @@ async def turns_a_second(address: str, batch: int, seconds: float, concurrency: 
                 await call(request, metadata=(("authorization", f"Bearer {KEY}"),), timeout=30)
                 done += batch
 
-        await asyncio.gather(*(send(worker, time.perf_counter() + 0.3) for worker in range(concurrency)))
+        await asyncio.gather(*(send(worker, time.perf_counter() + 0.1) for worker in range(concurrency)))
         done, started = 0, time.perf_counter()
         await asyncio.gather(*(send(worker, started + seconds) for worker in range(concurrency)))
         return done / (time.perf_counter() - started)
@@ -206,8 +206,8 @@ def report(rows: list[dict[str, Any]], command: str) -> str:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.4)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--serve-bare", default="", help=argparse.SUPPRESS)

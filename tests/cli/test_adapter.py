@@ -28,11 +28,11 @@ def facts():
 
 def test_json_holds_shapes_parameters_state_and_least_ram(facts):
     assert facts["name"] == "memfold-tiny"
-    assert facts["parameters"] == 196_864
-    assert facts["state_bytes"] == 8192
+    assert facts["parameters"] == 393_728
+    assert facts["state_bytes"] == 32_768
     assert {kind["parameter"] for kind in facts["shapes"]} >= {"memory_q_proj", "beta_bias", "delta_o_proj"}
     for size, dtype in ((4, "float32"), (2, "bfloat16")):
-        assert facts["serving"][dtype]["least_ram_bytes"] == size * (1_074_304 + 229_632) + 8192
+        assert facts["serving"][dtype]["least_ram_bytes"] == size * (1_074_304 + 459_264) + 32_768
 
 
 def test_people_read_the_same(facts):
@@ -42,9 +42,9 @@ def test_people_read_the_same(facts):
     for said in (
         "adapter memfold-tiny",
         "layers 4: 0-3",
-        "parameters 196,864 (and 32,768 zeros of heads not in use)",
-        "state 4 × 8 × 8 × 8, 8,192 bytes a memory",
-        "memory_q_proj 64 × 128 4 32,768",
+        "parameters 393,728 (and 65,536 zeros of heads not in use)",
+        "state 4 × 8 × 16 × 16, 32,768 bytes a memory",
+        "memory_q_proj 128 × 128 4 65,536",
         "to serve in float32 bfloat16",
         f"least RAM {facts['serving']['float32']['least_ram_bytes']:,} bytes",
         f"{facts['serving']['bfloat16']['least_ram_bytes']:,} bytes",

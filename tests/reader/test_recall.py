@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from memfold.api.v1 import generation_service_pb2 as pb
+from memfold.api.values import Role, Turn
 from memfold.rpc.status import error_from
 from memfold_osam.turns import Message
 
@@ -56,6 +57,26 @@ async def test_a_turn_of_the_window_is_not_repeated(ask, append, name, plain_tex
     assert said.text == plain_text(TALK[0], TALK[4], "dog")
     assert [turn.sequence for turn in said.summary.recalled] == [1]
     assert said.summary.window_turns == 1
+
+
+async def test_a_turn_comes_with_the_other_half_of_its_exchange(ask, store, name, prompt_of, served):
+    said = [(Role.USER, "The cat is Tom."), (Role.ASSISTANT, "Noted."), (Role.USER, "It rains."), (Role.USER, "Hm."),
+            (Role.ASSISTANT, "A dog barks.")]  # fmt: skip
+    await store.append(name, [Turn(f"t{i}", role, text) for i, (role, text) in enumerate(said)], create=True)
+
+    async def recalled(query: str) -> tuple[list[int], int]:
+        asked = options(recall_tokens=500, recall_query=query)
+        summary = (await ask("Q", memory=str(name), memory_options=asked, sampling=GREEDY)).summary
+        return [turn.sequence for turn in summary.recalled], summary.prompt_tokens - len(prompt_of("Q"))
+
+    def size(*numbers: int) -> int:
+        return sum(len(served.turns.encode(Message(str(said[n - 1][0]), said[n - 1][1]))) for n in numbers)
+
+    assert await recalled("cat") == ([1], size(1, 2))
+    assert await recalled("dog") == ([5], size(4, 5))
+    assert await recalled("rains") == ([3], size(3))
+    found, tokens = await recalled("cat noted")
+    assert (sorted(found), tokens) == ([1, 2], size(1, 2))
 
 
 async def test_nothing_found_is_nothing_in_the_prompt(ask, append, name, plain_text):

@@ -47,6 +47,7 @@ START_GAIN = 0.5
 # To half of the people nobody says a word, from the beginning on: an adapter that learns among answered turns writes a
 # fact down while the answer is read, and hardly unlearns it.
 _FIRST = Curriculum(facts=(1, 4), silent=0.2)
+_SINGLE = Curriculum(facts=(1, 2), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), foreign=0.3, silent=0.5)
 _SILENT = Curriculum(facts=(1, 6), changes=(0, 1), small_talk=(0, 2), unknown=(0, 1), silent=1.0)
 _FEW = Curriculum(facts=(1, 6), changes=(0, 3), small_talk=(0, 3), unknown=(0, 2), silent=0.4, times=(1, 3))
 _MANY = Curriculum(
@@ -68,6 +69,20 @@ ROUNDS = (
         4e-3,
         LossWeights(reply=0.2, value=1.0, opening=0.5, steady=1.5, likelihood=0.6),
         warmup=40,
+    ),
+    # Last, all tokens of a reply: where a value ends, the sentence must.
+    Round(
+        (Phase(250, 20, (_FEW, _MANY, _MANY, _LONG, _SILENT), 4500),),
+        1.2e-3,
+        LossWeights(reply=1.0, value=1.0, opening=0.5, steady=1.5, likelihood=0.6),
+        warmup=20,
+    ),
+    # And the single fact, which is loud where many are told.
+    Round(
+        (Phase(200, 20, (_SINGLE, _FEW, _MANY, _MANY, _LONG), 4500),),
+        1e-3,
+        LossWeights(reply=2.0, value=1.0, opening=0.5, steady=1.5, likelihood=0.6),
+        warmup=20,
     ),
 )
 

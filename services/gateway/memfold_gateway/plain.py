@@ -6,12 +6,14 @@ Column by column, since most of an append's time went into looking at its turns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 
 from memfold.api.v1 import memory_service_pb2 as pb
 from memfold.api.values import MemoryName, Role
 from memfold.store import NewTurns
 
+_FIELDS = attrgetter("id", "role", "content", "speaker", "metadata")
 _ROLES = {
     name: str(Role.parse(name))
     for name in ("system", "developer", "user", "human", "assistant", "ai", "model", "tool", "function")
@@ -34,29 +36,27 @@ def plain_turns(request: pb.AppendTurnsRequest, base: str) -> NewTurns | None:
         or not 0 < len(request.turns) <= _MOST_TURNS
     ):
         return None
-    messages = list(request.turns)
-    return _plain(messages, [message.id or f"{base}/{at}" for at, message in enumerate(messages)])
+    return _plain(request.turns, lambda at: f"{base}/{at}")
 
 
 def plain_turn(request: pb.StreamTurnsRequest, turn_id: str) -> NewTurns | None:
-    """The turn of a request, under this id; None where protovalidate has to say."""
+    """The one turn of a request, under this id where it has none; None where protovalidate has to say."""
     if not MemoryName.is_one(request.memory) or not request.HasField("turn"):
         return None
-    return _plain([request.turn], [turn_id])
+    return _plain([request.turn], lambda _: turn_id)
 
 
-def _plain(messages: Sequence[pb.Turn], ids: Sequence[str]) -> NewTurns | None:
-    """The messages, at least one, under these ids; None where one of them is not plainly right."""
-    roles = [_ROLES.get(message.role, "") for message in messages]
-    contents = [message.content for message in messages]
-    speakers = [message.speaker for message in messages]
-    metadata = [message.metadata for message in messages]
-    lengths = [*map(len, contents)]
+def _plain(messages: Iterable[pb.Turn], new_id: Callable[[int], str]) -> NewTurns | None:
+    """The messages, at least one, with new ids where they have none; None where one of them is not plainly right."""
+    given, named, contents, speakers, metadata = zip(*map(_FIELDS, messages), strict=True)
+    ids = given if all(given) else [turn_id or new_id(at) for at, turn_id in enumerate(given)]
+    roles = [_ROLES.get(name, "") for name in named]
+    sizes = [*map(len, contents)]
     if (
         "" in roles
         or max(map(len, ids)) > _LONGEST_ID
         or not _is_visible("".join(ids))
-        or not 0 < min(lengths) <= max(lengths) <= _LONGEST_CONTENT
+        or not 0 < min(sizes) <= max(sizes) <= _LONGEST_CONTENT
         or max(map(len, speakers)) > _LONGEST_SPEAKER
         or not all(map(_is_metadata, filter(None, metadata)))
     ):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from memfold.api.values import Memory
+from memfold.api.values import Memory, MemoryName, Role, Turn
 from memfold.search import Search
 from memfold.store import Store
 from memfold_reader.inline import Encode
 
 _PAGE_TURNS = 32
-_CANDIDATES = 64  # passages looked at; what does not fit is passed over
+_CANDIDATES = 32  # passages looked at; what does not fit is passed over
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A turn that was found for a request, and how well it fits."""
+    """A turn that was found for a request, and how well it fits; its exchange comes with it."""
 
     id: str
     sequence: int
@@ -102,12 +103,24 @@ class Quoter:
         if budget <= 0:
             return (), {}
         _, hits = await self._search.find(memory.name, query, _CANDIDATES)
-        hits = [hit for hit in hits if hit.turn.sequence not in shown]
+        exchanges = await asyncio.gather(*(self._exchange(memory.name, hit.turn) for hit in hits))
+        encoded = iter(await self._encode([turn for exchange in exchanges for turn in exchange]))
         passages: list[Passage] = []
         chosen: dict[int, list[int]] = {}
-        for hit, tokens in zip(hits, await self._encode([hit.turn for hit in hits]), strict=True):
-            if len(tokens) <= budget:
-                budget -= len(tokens)
+        for hit, exchange in zip(hits, exchanges, strict=True):
+            tokens = {turn.sequence: next(encoded) for turn in exchange}
+            new = {at: one for at, one in tokens.items() if at not in shown and at not in chosen}
+            size = sum(map(len, new.values()))
+            if hit.turn.sequence not in shown and size <= budget:
+                budget -= size
                 passages.append(Passage(hit.turn.id, hit.turn.sequence, hit.score))
-                chosen[hit.turn.sequence] = tokens
+                chosen |= new
         return tuple(passages), chosen
+
+    async def _exchange(self, name: MemoryName, turn: Turn) -> list[Turn]:
+        """A turn and the other half of its exchange: the reply that follows it, or what it replies to."""
+        first = turn.sequence if turn.role is Role.USER else turn.sequence - 1
+        pair = await self._store.read_turns(name, after=max(0, first - 1), limit=2)
+        if [(one.sequence, one.role) for one in pair] == [(first, Role.USER), (first + 1, Role.ASSISTANT)]:
+            return pair
+        return [turn]
