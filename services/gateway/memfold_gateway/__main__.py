@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-
-import uvloop
 
 from memfold import telemetry
 from memfold.service import run_service
@@ -21,7 +20,7 @@ def _run(settings: Settings) -> int:
     # Before any channel, server or Redis client: instrumentation takes hold of what is made after it.
     measuring = telemetry.setup("memfold-gateway", settings.metrics_port)
     try:
-        uvloop.run(_serve(settings))
+        asyncio.run(_serve(settings))
     finally:
         measuring.shutdown()
     return 0
